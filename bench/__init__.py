@@ -1,0 +1,1 @@
+"""What the gateway costs beside nginx, measured on one machine: `python -m bench --help`."""

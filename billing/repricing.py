@@ -1,0 +1,128 @@
+"""Rating records anew, after a price has become known or was put right."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+
+from django.db import connection
+from django.db.models import Q, QuerySet
+
+from billing import bulk, rows
+from billing.fields import usd_to_units
+from billing.models import Pricing, UsageRecord
+from billing.rating import Rater, Rating
+from billing.rollups import SUMS, DayKey, Increments, add_to_days, rebuild_usage_days
+from billing.transactions import in_ledger
+
+_RECORDS_PER_CHUNK = 2_000
+_RATED = ("cost_usd", "pricing", "price_source", "price_version")
+_COST = SUMS.index("cost_usd")
+_UNPRICED = SUMS.index("unpriced_requests")
+
+
+@dataclass(frozen=True, slots=True)
+class RepriceResult:
+    """How many records were looked at, and how many of them cost something else now."""
+
+    examined: int
+    changed: int
+
+
+def reprice(
+    since: dt.datetime, *, model: str | None = None, progress: Callable[[int], None] | None = None
+) -> RepriceResult:
+    """Rate the records since then by the prices of their time as known now, and make their days' sums again.
+
+    Records and sums agree at any moment, also if this is interrupted; a second run changes nothing. The key's
+    factor is the one of the record. `model` is a whole name, or a prefix ending in `*`.
+    """
+    examined = changed = 0
+    after = ""
+    rater = Rater()
+    while chunk := in_ledger(partial(_reprice_chunk, rater, since=since, model=model, after=after)):
+        after = chunk.last_id
+        examined, changed = examined + chunk.examined, changed + chunk.changed
+        if progress is not None:
+            progress(chunk.examined)
+    rebuild_usage_days(since.astimezone(dt.UTC).date(), dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1))
+    return RepriceResult(examined, changed)
+
+
+def records_to_reprice(since: dt.datetime, *, model: str | None = None) -> QuerySet[UsageRecord]:
+    records = UsageRecord.objects.filter(started_at__gte=since)
+    if model and model.endswith("*"):
+        return records.filter(model__startswith=model[:-1])
+    return records.filter(model=model) if model else records
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    last_id: str
+    examined: int
+    changed: int
+
+
+def _reprice_chunk(rater: Rater, *, since: dt.datetime, model: str | None, after: str) -> _Chunk | None:
+    records = records_to_reprice(since, model=model).filter(Q(pk__gt=after)).order_by("pk")
+    found = list(records.select_for_update(no_key=True)[:_RECORDS_PER_CHUNK])
+    if not found:
+        return None
+    rated = [(record, _rate(rater, record)) for record in found]
+    changes = [(record, rating) for record, rating in rated if _columns(record) != rating]
+    _store(changes)
+    add_to_days(_differences(changes))
+    return _Chunk(found[-1].pk, len(found), len(changes))
+
+
+def _rate(rater: Rater, record: UsageRecord) -> Rating:
+    usage = rows.usage_of(record)
+    return rater.rate(record, usage=usage, at=record.started_at, factor=record.price_factor)
+
+
+def _columns(record: UsageRecord) -> Rating:
+    return Rating(record.cost_usd, Pricing(record.pricing), record.price_source, record.price_version)
+
+
+def _store(changes: list[tuple[UsageRecord, Rating]]) -> None:
+    if not changes:
+        return
+    types = bulk.columns_of(UsageRecord)
+    columns = {name: types[name] for name in ("event_id", *_RATED)}
+    given = bulk.parameter(((record.pk, *_stored(rating)) for record, rating in changes), columns)
+    statement = (
+        f"WITH rated AS ({bulk.select_rows(columns)}) UPDATE {UsageRecord._meta.db_table} AS record "  # noqa: S608
+        f"SET {', '.join(f'{name} = rated.{name}' for name in _RATED)} "
+        "FROM rated WHERE record.event_id = rated.event_id"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [given])
+
+
+def _units(cost_usd: Decimal | None) -> int:
+    return 0 if cost_usd is None else usd_to_units(cost_usd)
+
+
+def _stored(rating: Rating) -> tuple[int | None, str, str, str]:
+    units = None if rating.cost_usd is None else usd_to_units(rating.cost_usd)
+    return units, str(rating.pricing), rating.price_source, rating.price_version
+
+
+def _differences(changes: list[tuple[UsageRecord, Rating]]) -> Increments:
+    increments: Increments = {}
+    for record, rating in changes:
+        model = rows.rolled_model(
+            model=record.model,
+            has_key=record.key_id is not None,
+            status=record.status,
+            outcome=record.outcome,
+            usage_source=record.usage_source,
+        )
+        key = DayKey(record.key_id, record.day, model, record.endpoint)
+        sums = increments.setdefault(key, [0] * len(SUMS))
+        sums[_COST] += _units(rating.cost_usd) - _units(record.cost_usd)
+        sums[_UNPRICED] += (rating.pricing == Pricing.UNPRICED) - (record.pricing == Pricing.UNPRICED)
+    return increments

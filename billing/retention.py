@@ -1,0 +1,48 @@
+"""The end of a record's life: after USAGE_RETENTION_DAYS its day's sums are all that stays."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
+
+from billing.models import Purge, UsageRecord
+from billing.transactions import in_ledger
+
+_RECORDS_PER_CHUNK = 5_000
+
+
+def retention_end(today: dt.date) -> dt.date:
+    """Return the first day whose records are kept."""
+    return today - dt.timedelta(days=settings.USAGE_RETENTION_DAYS)
+
+
+def purge_usage(before: dt.date, *, progress: Callable[[int], None] | None = None) -> int:
+    """Remove the records of the days before `before`, in chunks, and return how many those were.
+
+    Roll-ups stay, and are never rebuilt for those days: that is written down before the first record goes.
+    """
+    purge = in_ledger(lambda: Purge.objects.create(before=before), alone=True)
+    while removed := in_ledger(lambda: _remove_chunk(before)):
+        purge.deleted += removed
+        purge.save(update_fields=["deleted"])
+        if progress is not None:
+            progress(removed)
+    purge.finished_at = timezone.now()
+    purge.save(update_fields=["finished_at"])
+    return purge.deleted
+
+
+def _remove_chunk(before: dt.date) -> int:
+    table = UsageRecord._meta.db_table
+    end = connection.ops.adapt_datetimefield_value(dt.datetime.combine(before, dt.time(), dt.UTC))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"DELETE FROM {table} WHERE event_id IN "  # noqa: S608 - the table's name
+            f"(SELECT event_id FROM {table} WHERE started_at < %s LIMIT %s)",
+            [end, _RECORDS_PER_CHUNK],
+        )
+        return int(cursor.rowcount)

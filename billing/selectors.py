@@ -1,0 +1,149 @@
+"""Every question to the ledger. Amounts are exact decimals in USD; days are UTC."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from django.conf import settings
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum, Value
+from django.db.models.functions import Coalesce
+
+from billing.fields import UsdField
+from billing.models import ApiKey, Grant, UsageDay
+
+_CENT = Decimal("0.01")
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What a key was granted and what it used of it within the window; `balance` is negative if overdrawn.
+
+    `unpriced_requests` are in no sum yet: their models have no known price.
+    """
+
+    total: Decimal
+    used: Decimal
+    unpriced_requests: int = 0
+
+    @property
+    def balance(self) -> Decimal:
+        return self.total - self.used
+
+    def in_cents(self) -> Balance:
+        """Return the same with two decimals, rounded so that the three numbers still add up."""
+        total, used = (amount.quantize(_CENT, ROUND_HALF_UP) for amount in (self.total, self.used))
+        return Balance(total, used, self.unpriced_requests)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What a key used on a day with a model at an endpoint: all kinds of tokens, cached input apart from input."""
+
+    date: dt.date
+    model: str
+    endpoint: str
+    requests: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    cost: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class DailyCost:
+    day: dt.date
+    model: str
+    cost_usd: Decimal
+
+
+def window_start(now: dt.datetime) -> dt.date:
+    """Return the first of the USAGE_WINDOW_DAYS days, today included, whose cost counts against the grants."""
+    return now.astimezone(dt.UTC).date() - dt.timedelta(days=settings.USAGE_WINDOW_DAYS - 1)
+
+
+def balance_for_key(fingerprint: str, now: dt.datetime) -> Balance | None:
+    """Return grants minus the last USAGE_WINDOW_DAYS of use, None for a key never seen. One query, whatever is there.
+
+    Roll-ups are written in the transaction of their records, so today's are in them.
+    """
+    key = with_balance(ApiKey.objects.filter(fingerprint=fingerprint), now).first()
+    return None if key is None else balance_of(key)
+
+
+def balance_of(key: ApiKey) -> Balance:
+    """Return the balance of a key that `with_balance` has read."""
+    figures: Any = key
+    return Balance(figures.granted_usd, figures.used_usd, figures.unpriced)
+
+
+def with_balance(keys: QuerySet[ApiKey], now: dt.datetime) -> QuerySet[ApiKey]:
+    """Return the keys with `granted_usd`, `used_usd` and `unpriced`, for `balance_of`: no query more than without."""
+    used = UsageDay.objects.filter(key=OuterRef("pk"), day__gte=window_start(now))
+    granted = valid_grants(Grant.objects.filter(key=OuterRef("pk")), now)
+    return keys.annotate(
+        granted_usd=_total(granted, "amount_usd"),
+        used_usd=_total(used, "cost_usd"),
+        unpriced=Coalesce(_sum(used, "unpriced_requests"), 0),
+    )
+
+
+def valid_grants(grants: QuerySet[Grant], now: dt.datetime) -> QuerySet[Grant]:
+    """Return those that count at that moment."""
+    return grants.filter(
+        Q(valid_until=None) | Q(valid_until__gt=now), Q(revoked_at=None) | Q(revoked_at__gt=now), valid_from__lte=now
+    )
+
+
+def grants_of_key(fingerprint: str, now: dt.datetime) -> list[Grant]:
+    """Return the key's valid grants, those that end first at the front."""
+    grants = valid_grants(Grant.objects.filter(key__fingerprint=fingerprint), now)
+    return list(grants.order_by(F("valid_until").asc(nulls_last=True), "pk"))
+
+
+def is_known_key(fingerprint: str) -> bool:
+    return ApiKey.objects.filter(fingerprint=fingerprint).exists()
+
+
+def usage_rows(fingerprint: str, start: dt.date, end: dt.date) -> Iterator[UsageRow]:
+    """Yield the key's use of the days from `start` to `end`, both inclusive, oldest first; memory stays flat."""
+    days = _days_of(fingerprint, start, end).order_by("day", "model", "endpoint")
+    for day in days.iterator(chunk_size=1000):
+        yield UsageRow(
+            date=day.day,
+            model=day.model,
+            endpoint=day.endpoint,
+            requests=day.requests,
+            input_tokens=day.input_tokens + day.cache_write_tokens + day.audio_input_tokens + day.image_input_tokens,
+            cached_input_tokens=(
+                day.cached_input_tokens + day.cached_audio_input_tokens + day.cached_image_input_tokens
+            ),
+            output_tokens=day.output_tokens + day.audio_output_tokens + day.image_output_tokens,
+            cost=day.cost_usd,
+        )
+
+
+def daily_costs(fingerprint: str, start: dt.date, end: dt.date) -> list[DailyCost]:
+    """Return the key's cost by day and model, both dates inclusive, oldest first; days without cost are left out."""
+    sums = _days_of(fingerprint, start, end).values_list("day", "model").annotate(total=Sum("cost_usd"))
+    return [DailyCost(day, model, total) for day, model, total in sums.order_by("day", "model") if total]
+
+
+def blocked_fingerprints() -> frozenset[str]:
+    """Return the fingerprints of all blocked keys: one query, for a gateway that asks every few seconds."""
+    return frozenset(ApiKey.objects.filter(blocked=True).values_list("fingerprint", flat=True))
+
+
+def _days_of(fingerprint: str, start: dt.date, end: dt.date) -> QuerySet[UsageDay]:
+    return UsageDay.objects.filter(key__fingerprint=fingerprint, day__gte=start, day__lte=end)
+
+
+def _sum(rows: QuerySet[Any], column: str) -> Subquery:
+    return Subquery(rows.order_by().values("key").annotate(total=Sum(column)).values("total"))
+
+
+def _total(rows: QuerySet[Any], column: str) -> Coalesce:
+    return Coalesce(_sum(rows, column), Value(Decimal(0), output_field=UsdField()))

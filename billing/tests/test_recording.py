@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from pytest_django import Settings
+
+from billing import rows
+from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
+from billing.models import ApiKey, Grant, ModelPrice, Pricing, UsageDay, UsageRecord
+from billing.rollups import DayKey, add_to_days
+from billing.services import RecordResult, rebuild_usage_days, record_events
+from billing.tests.samples import NOW, event, key_fingerprint
+
+pytestmark = pytest.mark.django_db
+
+# gpt-4o-mini: 0.15, cached 0.075, output 0.60 USD per million: 1000, 200 and 500 tokens of them.
+SAMPLE_COST = Decimal("0.0004650")
+
+
+def day_rows() -> list[tuple[Any, ...]]:
+    names = [field.attname for field in UsageDay._meta.concrete_fields if field.attname != "id"]
+    return sorted(UsageDay.objects.values_list(*names), key=repr)
+
+
+def test_an_event_becomes_a_record_with_its_price_and_a_day() -> None:
+    one = event(
+        upstream_request_id="req_1", service_tier="default", is_stream=True, usage=Usage(input_tokens=10, seconds=1.5)
+    )
+    assert record_events([one]) == RecordResult(recorded=1, duplicates=0, rejected=0)
+
+    record = UsageRecord.objects.get()
+    assert record.key == ApiKey.objects.get(fingerprint=one.key_fingerprint)
+    for name in ("endpoint", "method", "model", "service_tier", "is_stream", "status", "outcome", "usage_source"):
+        assert getattr(record, name) == getattr(one, name)
+    assert (record.pk, record.started_at, record.day) == (one.id, NOW, NOW.date())
+    assert (record.input_tokens, record.audio_ms) == (10, 1500)
+    assert (record.proxy_us, record.first_byte_ms, record.duration_ms) == (250, 120, 900)
+    assert (record.request_bytes, record.response_bytes, record.upstream_request_id) == (300, 700, "req_1")
+    day = UsageDay.objects.get()
+    assert (day.key_id, day.day, day.model, day.endpoint) == (record.key_id, NOW.date(), one.model, one.endpoint)
+    assert (day.requests, day.errors, day.input_tokens, day.audio_ms) == (1, 0, 10, 1500)
+    assert (day.first_byte_ms_sum, day.proxy_us_sum) == (120, 250)
+
+
+def test_a_known_model_is_priced_by_the_list_and_says_which() -> None:
+    record_events([event()])
+    record = UsageRecord.objects.get()
+    assert (record.cost_usd, record.pricing, record.price_source) == (SAMPLE_COST, Pricing.PRICED, "list")
+    assert record.price_version.startswith("genai-prices")
+    assert UsageDay.objects.get().cost_usd == SAMPLE_COST
+
+
+def test_an_unknown_model_is_unpriced_and_never_zero() -> None:
+    record_events([event(model="nobody-knows-me")])
+    record = UsageRecord.objects.get()
+    assert (record.cost_usd, record.pricing) == (None, Pricing.UNPRICED)
+    assert (UsageDay.objects.get().cost_usd, UsageDay.objects.get().unpriced_requests) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "pricing"),
+    [
+        ({"method": "GET", "endpoint": "/v1/models", "model": ""}, Pricing.FREE),
+        ({"status": 404, "model": "nobody-knows-me"}, Pricing.FREE),
+        ({"endpoint": "/v1/moderations", "model": "omni-moderation-latest"}, Pricing.FREE),
+        ({"endpoint": "/v1/videos", "model": "sora-2"}, Pricing.UNPRICED),
+        ({"outcome": "client_closed"}, Pricing.UNPRICED),
+        ({"usage_source": "upstream"}, Pricing.FREE),
+    ],
+)
+def test_no_usage_is_free_only_where_nothing_can_have_been_charged(given: dict[str, Any], pricing: Pricing) -> None:
+    record_events([event(**{"usage": Usage(), "usage_source": "none"} | given)])
+    record = UsageRecord.objects.get()
+    assert record.pricing == pricing
+    assert record.cost_usd == (0 if pricing == Pricing.FREE else None)
+
+
+def test_an_operators_price_goes_before_the_list_from_its_date_on() -> None:
+    for day, rate in ((10, "1"), (15, "2"), (25, "4")):
+        ModelPrice.objects.create(
+            model="GPT-4o-mini", valid_from=dt.datetime(2026, 11, day, tzinfo=dt.UTC), input=Decimal(rate), output=0
+        )
+    usage = Usage(input_tokens=1_000_000)
+    record_events([event(at=dt.datetime(2026, 11, day, 1, tzinfo=dt.UTC), usage=usage) for day in (9, 12, 15)])
+    found = UsageRecord.objects.order_by("started_at").values_list("cost_usd", "price_source")
+    assert list(found) == [(Decimal("0.15"), "list"), (1, "own"), (2, "own")]
+
+
+def test_an_operators_pattern_prices_what_begins_like_it_and_the_longest_wins() -> None:
+    for name, rate in (("llama-*", 1), ("llama-4-*", 2), ("llama-4-scout", 3)):
+        ModelPrice.objects.create(model=name, valid_from=NOW, input=Decimal(rate))
+    models = ("llama-3", "llama-4-maverick", "llama-4-scout")
+    record_events([event(model=name, usage=Usage(input_tokens=1_000_000)) for name in models])
+    assert dict(UsageRecord.objects.values_list("model", "cost_usd")) == dict(zip(models, (1, 2, 3), strict=True))
+
+
+def test_a_keys_factor_is_in_its_cost_and_in_the_record() -> None:
+    ApiKey.objects.create(fingerprint=key_fingerprint("a"), price_factor=Decimal("1.5"))
+    record_events([event()])
+    record = UsageRecord.objects.get()
+    assert (record.cost_usd, record.price_factor) == (SAMPLE_COST * Decimal("1.5"), Decimal("1.5"))
+
+
+def test_the_same_events_again_add_nothing() -> None:
+    events = [event(), event(model="nobody-knows-me")]
+    record_events(events)
+    before = day_rows()
+    assert record_events([*events, event(id=events[0].id, key="b")]) == RecordResult(0, 3, 0)
+    assert day_rows() == before
+    assert UsageRecord.objects.count() == 2
+
+
+def test_an_event_twice_in_one_batch_counts_once() -> None:
+    one = event()
+    assert record_events([one, one]) == RecordResult(recorded=1, duplicates=1, rejected=0)
+    assert UsageDay.objects.get().requests == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"status": 401},
+        {"status": 403},
+        {"status": 200, "outcome": "refused"},
+        {"status": 502, "outcome": "upstream_error"},
+        {"status": 0, "outcome": "client_closed", "usage_source": "estimated"},
+    ],
+)
+def test_a_key_that_the_upstream_never_accepted_leaves_no_trace_but_the_record(given: dict[str, Any]) -> None:
+    record_events([event(key=f"guess {n}", model=f"made up {n}", **given) for n in range(20)])
+    assert not ApiKey.objects.exists()
+    assert UsageRecord.objects.filter(key=None).count() == 20
+    assert UsageDay.objects.get().requests == 20
+
+
+def test_a_401_of_a_known_key_is_recorded_with_it() -> None:
+    record_events([event()])
+    record_events([event(status=401, usage=Usage(), usage_source="none")])
+    assert UsageRecord.objects.filter(key__isnull=False).count() == 2
+    assert sum(UsageDay.objects.values_list("errors", flat=True)) == 1
+
+
+def test_an_accepted_websocket_makes_a_key() -> None:
+    record_events([event(status=101, endpoint="/v1/realtime")])
+    assert ApiKey.objects.get().hint == "sk-…wxyz"
+
+
+def test_model_names_made_up_by_a_client_do_not_fill_the_roll_ups() -> None:
+    record_events([event()])
+    made_up = [event(model=f"made up {n}", status=404, usage=Usage(), usage_source="none") for n in range(30)]
+    record_events(made_up)
+    assert UsageDay.objects.count() == 2
+    assert UsageDay.objects.get(model="").errors == 30
+
+
+def test_first_and_last_use_follow_the_events_in_whatever_order_they_come() -> None:
+    hours = [dt.timedelta(hours=n) for n in (5, 9, 2, 7)]
+    for delay in hours:
+        record_events([event(at=NOW + delay)])
+    key = ApiKey.objects.get()
+    assert (key.first_used_at, key.last_used_at) == (NOW + hours[2], NOW + hours[1])
+
+
+def test_the_default_grant_is_given_on_first_use_and_never_again(settings: Settings) -> None:
+    settings.DEFAULT_GRANT_USD = Decimal("18")
+    entered = ApiKey.objects.create(fingerprint=key_fingerprint("entered by an operator"))
+    first = [event(), event(), event(key="entered by an operator")]
+    record_events(first)
+    record_events([*first, event()])
+    assert sorted(Grant.objects.values_list("key__fingerprint", "amount_usd")) == sorted(
+        [(key_fingerprint("a"), Decimal(18)), (entered.fingerprint, Decimal(18))]
+    )
+    assert Grant.objects.filter(valid_from=NOW).count() == 2
+
+
+def test_without_a_default_there_is_no_grant_also_not_later(settings: Settings) -> None:
+    record_events([event()])
+    settings.DEFAULT_GRANT_USD = Decimal("18")
+    record_events([event()])
+    assert not Grant.objects.exists()
+
+
+def test_what_a_client_writes_is_made_to_fit() -> None:
+    nasty = event(
+        model="\x00evil\ud800" + "x" * 10_000,
+        service_tier="t" * 500,
+        upstream_request_id="\x00",
+        status=99_999,
+        duration_ms=2**70,
+        request_bytes=2**80,
+        proxy_ms=float("nan"),
+        first_byte_ms=-5,
+    )
+    assert record_events([nasty, event()]).recorded == 2
+    record = UsageRecord.objects.get(pk=nasty.id)
+    assert record.model.startswith("�evil�x")
+    assert len(record.model) == 128
+    assert (record.status, record.proxy_us, record.first_byte_ms) == (999, 0, 0)
+
+
+@pytest.mark.parametrize("usage", [Usage(input_tokens=2**62), Usage(output_tokens=-1), Usage(seconds=float("inf"))])
+def test_a_quantity_that_cannot_be_leaves_the_record_unpriced(usage: Usage) -> None:
+    record_events([event(usage=usage)])
+    assert UsageRecord.objects.get().pricing == Pricing.UNPRICED
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"id": ""}, {"id": "x" * 65}, {"started_at": float("nan")}, {"started_at": 5.0}, {"key_fingerprint": "sk-1"}],
+)
+def test_a_damaged_event_is_rejected_and_the_others_recorded(given: dict[str, Any]) -> None:
+    damaged = msgspec.structs.replace(event(), **given)
+    assert record_events([damaged, event()]) == RecordResult(recorded=1, duplicates=0, rejected=1)
+
+
+def test_the_widths_of_the_columns_are_those_that_events_are_cut_to() -> None:
+    for name, most_chars in rows._TEXTS.items():
+        field = (ApiKey if name == "key_hint" else UsageRecord)._meta.get_field(name.removeprefix("key_"))
+        assert field.max_length == most_chars
+
+
+def test_the_number_of_queries_does_not_grow_with_the_batch() -> None:
+    with CaptureQueriesContext(connection) as few:
+        record_events([event(key="x")])
+    many_events = [event(key=f"k{n % 50}", model=f"m{n % 7}", at=NOW + dt.timedelta(days=n % 3)) for n in range(500)]
+    with CaptureQueriesContext(connection) as many:
+        record_events(many_events)
+    assert len(many) == len(few)
+
+
+# Roll-ups
+
+events_of_any_kind = st.builds(
+    event,
+    key=st.sampled_from("abc"),
+    at=st.integers(0, 60).map(lambda hours: NOW + dt.timedelta(hours=hours)),
+    model=st.sampled_from(["gpt-4o-mini", "gpt-4o", "nobody-knows-me", ""]),
+    endpoint=st.sampled_from(["/v1/chat/completions", "/v1/embeddings"]),
+    status=st.sampled_from([0, 200, 200, 200, 400, 401, 429, 500]),
+    outcome=st.sampled_from(OUTCOMES),
+    usage_source=st.sampled_from(USAGE_SOURCES),
+    usage=st.builds(
+        Usage,
+        input_tokens=st.integers(0, 10**6),
+        cached_input_tokens=st.integers(0, 100),
+        audio_output_tokens=st.integers(0, 3),
+        seconds=st.floats(0, 100),
+    ),
+    proxy_ms=st.floats(0, 50),
+)
+
+
+@examples(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(events_of_any_kind, min_size=1, max_size=30), st.integers(1, 8), st.randoms())
+def test_rebuilt_days_equal_those_that_grew(events: list[UsageEvent], batch: int, random: Any) -> None:
+    with transaction.atomic():
+        given_twice = [*events, *random.sample(events, len(events) // 2)]
+        random.shuffle(given_twice)
+        for start in range(0, len(given_twice), batch):
+            record_events(given_twice[start : start + batch])
+        grown = day_rows()
+        add_to_days({DayKey(None, NOW.date(), "wrong", "wrong"): [7] * 20})
+        rebuild_usage_days(NOW.date(), NOW.date() + dt.timedelta(days=3))
+        assert day_rows() == grown
+        assert UsageRecord.objects.count() == len(events) == sum(UsageDay.objects.values_list("requests", flat=True))
+        transaction.set_rollback(True)
+
+
+def test_a_rebuild_leaves_other_days_alone() -> None:
+    record_events([event(), event(at=NOW + dt.timedelta(days=1))])
+    UsageDay.objects.update(requests=9)
+    assert rebuild_usage_days(NOW.date(), NOW.date()) == 1
+    assert list(UsageDay.objects.order_by("day").values_list("requests", flat=True)) == [1, 9]
+
+
+# Several writers
+
+
+def _in_threads(calls: list[Any]) -> list[Any]:
+    """Start all of them at the same moment and return what they returned."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Any) -> Any:
+        try:
+            barrier.wait(10)
+            return call()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(60) for future in [pool.submit(run, call) for call in calls]]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_writers_of_the_same_events_record_each_once(settings: Settings) -> None:
+    settings.DEFAULT_GRANT_USD = Decimal("5")
+    events = [event(key=f"k{n % 11}", model=["gpt-4o", "gpt-4o-mini"][n % 2]) for n in range(300)]
+    orders = [events, events[::-1], events[150:] + events[:150], events[::2] + events[1::2]]
+    batches = [lambda order=order: [record_events(order[n : n + 50]) for n in range(0, 300, 50)] for order in orders]
+    results = [result for done in _in_threads(batches) for result in done]
+
+    assert sum(result.recorded for result in results) == 300
+    assert sum(result.duplicates for result in results) == 900
+    assert UsageRecord.objects.count() == sum(UsageDay.objects.values_list("requests", flat=True)) == 300
+    assert Grant.objects.count() == ApiKey.objects.count() == 11
+
+
+@pytest.mark.django_db(transaction=True)
+def test_writers_on_the_same_days_lose_no_increment_while_they_are_rebuilt() -> None:
+    def write(writer: int) -> None:
+        for batch in range(8):
+            keys_in_an_order_of_its_own = [(n * (writer + 1) + batch) % 13 for n in range(40)]
+            record_events([event(key=f"k{n}") for n in keys_in_an_order_of_its_own])
+
+    def rebuild() -> None:
+        for _ in range(8):
+            rebuild_usage_days(NOW.date(), NOW.date())
+
+    _in_threads([lambda: write(1), lambda: write(4), lambda: write(6), rebuild])
+    grown = day_rows()
+    assert sum(UsageDay.objects.values_list("requests", flat=True)) == UsageRecord.objects.count() == 3 * 8 * 40
+    rebuild_usage_days(NOW.date(), NOW.date())
+    assert day_rows() == grown

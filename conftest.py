@@ -1,0 +1,57 @@
+"""Fixtures of every test: the proxy started by its production command, and a real upstream behind it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Before Django reads its settings: tests must not touch a developer's own var/.
+os.environ["VAR_DIR"] = tempfile.mkdtemp(prefix="proxysite-tests-")
+
+from gateway.tests.fake_upstream import FakeUpstream, echo
+from gateway.tests.live import LiveProxy
+
+
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _own_proxy(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
+    with LiveProxy(UPSTREAM_URL=shared_upstream.url, SANDBOX_ENABLED="true") as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def _httpx_proxy(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
+    with LiveProxy(UPSTREAM_URL=shared_upstream.url, UPSTREAM_TRANSPORT="httpx") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def upstream(shared_upstream: FakeUpstream) -> Iterator[FakeUpstream]:
+    """The upstream behind `proxy`, playing `echo` until the test sets another script."""
+    shared_upstream.script = echo
+    shared_upstream.requests.clear()
+    shared_upstream.failures.clear()
+    shared_upstream.signals.queue.clear()
+    yield shared_upstream
+    assert not shared_upstream.failures
+
+
+@pytest.fixture
+def own_proxy(_own_proxy: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
+    """A running proxy with default settings, the sandbox on, whose upstream is `upstream`."""
+    return _own_proxy
+
+
+@pytest.fixture(params=["own", "httpx"])
+def proxy(request: pytest.FixtureRequest, upstream: FakeUpstream) -> LiveProxy:
+    """A running proxy whose upstream is `upstream`; the test runs once with either transport."""
+    running: LiveProxy = request.getfixturevalue(f"_{request.param}_proxy")
+    return running

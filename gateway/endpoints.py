@@ -1,0 +1,161 @@
+"""Which of OpenAI's routes a request is for, and what tells its usage."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from gateway.openai_routes import ROUTES
+
+_MOST_SLASHES = 64
+
+
+class Meter(enum.Enum):
+    """What tells the usage of a request."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+    TRANSCRIPTION = "transcription"
+    TRANSLATION = "translation"
+    SPEECH = "speech"
+    MODERATION = "moderation"
+    RUNS = "runs"
+    REALTIME = "realtime"
+    # An object that exists already: the usage in it is not this request's, and comes again at every look.
+    BATCH = "batch"
+    STORED = "stored"
+    # No route of OpenAI's, perhaps one of another upstream's: a POST there may report usage like any other.
+    OTHER = "other"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route as it may stand in a record: always one of a fixed set, never text of the client's."""
+
+    route: str
+    meter: Meter = Meter.NONE
+    splices_usage: bool = False
+
+
+_METERS: dict[tuple[str, str], Meter] = {
+    ("POST", "/v1/chat/completions"): Meter.CHAT,
+    ("POST", "/v1/completions"): Meter.COMPLETIONS,
+    ("POST", "/v1/responses"): Meter.RESPONSES,
+    ("POST", "/v1/responses/compact"): Meter.RESPONSES,
+    ("POST", "/v1/embeddings"): Meter.EMBEDDINGS,
+    ("POST", "/v1/images/edits"): Meter.IMAGES,
+    ("POST", "/v1/images/generations"): Meter.IMAGES,
+    ("POST", "/v1/images/variations"): Meter.IMAGES,
+    ("POST", "/v1/audio/transcriptions"): Meter.TRANSCRIPTION,
+    ("POST", "/v1/audio/translations"): Meter.TRANSLATION,
+    ("POST", "/v1/audio/speech"): Meter.SPEECH,
+    ("POST", "/v1/moderations"): Meter.MODERATION,
+    ("POST", "/v1/decisions"): Meter.OTHER,
+    ("POST", "/v1/threads/runs"): Meter.RUNS,
+    ("POST", "/v1/threads/{thread_id}/runs"): Meter.RUNS,
+    ("POST", "/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs"): Meter.RUNS,
+    ("GET", "/v1/realtime"): Meter.REALTIME,
+    ("GET", "/v1/realtime/translations"): Meter.REALTIME,
+    ("GET", "/v1/live/sessions"): Meter.REALTIME,
+    ("GET", "/v1/responses"): Meter.REALTIME,
+    ("POST", "/v1/batches"): Meter.BATCH,
+    ("GET", "/v1/batches/{batch_id}"): Meter.BATCH,
+    ("POST", "/v1/batches/{batch_id}/cancel"): Meter.BATCH,
+    ("GET", "/v1/chat/completions/{completion_id}"): Meter.STORED,
+    ("POST", "/v1/chat/completions/{completion_id}"): Meter.STORED,
+    ("GET", "/v1/responses/{response_id}"): Meter.STORED,
+    ("POST", "/v1/responses/{response_id}/cancel"): Meter.STORED,
+    ("GET", "/v1/threads/{thread_id}/runs/{run_id}"): Meter.STORED,
+    ("POST", "/v1/threads/{thread_id}/runs/{run_id}"): Meter.STORED,
+    ("POST", "/v1/threads/{thread_id}/runs/{run_id}/cancel"): Meter.STORED,
+}
+_SPLICED = (Meter.CHAT, Meter.COMPLETIONS)
+_OTHER = Endpoint("other")
+_OTHER_POST = Endpoint("other", Meter.OTHER)
+
+
+@dataclass(slots=True)
+class _Node:
+    """A point in the tree of path segments."""
+
+    literals: dict[bytes, _Node] = field(default_factory=dict)
+    parameter: _Node | None = None
+    by_method: dict[str, Endpoint] = field(default_factory=dict)
+    unmetered: Endpoint | None = None
+
+
+def _endpoint(method: str, route: str) -> Endpoint:
+    meter = _METERS.get((method, route), Meter.NONE)
+    return Endpoint(route, meter, splices_usage=meter in _SPLICED)
+
+
+def _tree() -> _Node:
+    root = _Node()
+    for methods, route in ROUTES:
+        node = root
+        for segment in route.encode().split(b"/")[1:]:
+            if segment.startswith(b"{"):
+                node.parameter = node = node.parameter or _Node()
+            else:
+                node = node.literals.setdefault(segment, _Node())
+        node.unmetered = Endpoint(route)
+        node.by_method = {method: _endpoint(method, route) for method in methods.split()}
+    return root
+
+
+_ROOT = _tree()
+_EXACT = {
+    (method, route.encode() + slash): _endpoint(method, route)
+    for methods, route in ROUTES
+    if "{" not in route
+    for method in methods.split()
+    for slash in (b"", b"/")
+}
+
+
+def endpoint_of(method: str, path: bytes) -> Endpoint:
+    """Return the endpoint of a request; a WebSocket handshake is a GET.
+
+    `path` is the path as sent; a query is ignored. Doubled and trailing slashes, dot segments and percent-encoding
+    are read as an upstream that normalises would, so that no spelling of a path goes unmetered.
+    """
+    return _EXACT.get((method, path)) or _find(method, path)
+
+
+def _find(method: str, path: bytes) -> Endpoint:
+    path = path.partition(b"?")[0]
+    within_reason = path.count(b"/") <= _MOST_SLASHES
+    node = _matching(_ROOT, _segments(path), 0) if within_reason else None
+    if node is None and b"%" in path and within_reason:
+        node = _matching(_ROOT, _segments(unquote_to_bytes(path)), 0)
+    if node is None or node.unmetered is None:
+        return _OTHER_POST if method == "POST" else _OTHER
+    return node.by_method.get(method, node.unmetered)
+
+
+def _segments(path: bytes) -> list[bytes]:
+    segments: list[bytes] = []
+    for raw in path.split(b"/"):
+        segment = unquote_to_bytes(raw) if b"%" in raw else raw
+        if segment == b"..":
+            del segments[-1:]
+        elif segment not in (b"", b"."):
+            segments.append(segment)
+    return segments
+
+
+def _matching(node: _Node, segments: Sequence[bytes], depth: int) -> _Node | None:
+    """Return the node of a path, a literal segment before a parameter; None where there is no route."""
+    if depth == len(segments):
+        return node if node.unmetered else None
+    literal = node.literals.get(segments[depth])
+    found = _matching(literal, segments, depth + 1) if literal else None
+    if found is None and node.parameter is not None:
+        found = _matching(node.parameter, segments, depth + 1)
+    return found

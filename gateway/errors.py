@@ -1,0 +1,125 @@
+"""Errors of the gateway's own, and OpenAI's envelope for them.
+
+The upstream's errors are not here: they pass as they came. Envelope: https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+import json
+
+
+class GatewayError(Exception):
+    """An answer that the gateway gives by itself: an HTTP status and OpenAI's error fields."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.param = param
+
+    def fields(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class PathRefusedError(GatewayError):
+    """The path means one thing as written and another once normalised."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "path_refused"
+
+
+class BadRequestError(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+    code = "bad_request"
+
+
+class UnknownUrlError(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+
+class RequestTimeoutError(GatewayError):
+    """The client fell silent inside its own request."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class BodyTooLargeError(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class HeadersTooLargeError(GatewayError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class OverloadedError(GatewayError):
+    status = 503
+    type = "server_error"
+    code = "gateway_overloaded"
+
+
+class ShuttingDownError(GatewayError):
+    status = 503
+    type = "server_error"
+    code = "gateway_restarting"
+
+
+class UpstreamConnectionError(GatewayError):
+    """The upstream could not be reached, or left before it had answered."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_unreachable"
+
+
+class UpstreamProtocolError(GatewayError):
+    """The upstream answered with something that is not HTTP."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_invalid_response"
+
+
+class UpstreamTimeoutError(GatewayError):
+    status = 504
+    type = "server_error"
+    code = "upstream_timeout"
+
+
+class ResponseCutError(Exception):
+    """The answer cannot be finished: the server drops the connection so that the cut shows."""
+
+
+def error_body(error: GatewayError) -> bytes:
+    """Return `{"error": {"message", "type", "param", "code"}}` as UTF-8 JSON."""
+    return json.dumps({"error": error.fields()}, ensure_ascii=False).encode()
+
+
+def error_event(error: GatewayError) -> bytes:
+    """Return the same envelope as one SSE event: OpenAI's SDKs raise when they read it."""
+    return b"event: error\ndata: " + error_body(error) + b"\n\n"
+
+
+def error_headers(error: GatewayError, *, request_id: str, body_bytes: int) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"content-type", b"application/json; charset=utf-8"),
+        (b"content-length", b"%d" % body_bytes),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", request_id.encode("ascii")),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    return headers

@@ -1,0 +1,134 @@
+"""One request as it goes over the wire: its head, how its body is framed, and the sending of a long one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterable
+
+import httpx2 as httpx
+
+from gateway.answer import Fields
+from gateway.connection import Connection
+
+CHUNKED = -1
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_PLAIN, _LENGTH, _CODING = range(3)
+_FRAMING_NAMES = {b"content-length": _LENGTH, b"transfer-encoding": _CODING}
+# Bounded, or a client that invents names would fill the memory.
+_MAX_KNOWN = 1024
+_known_names: dict[bytes, int] = {}
+_known_methods: dict[str, bytes] = {}
+
+
+def request_head(method: str, target: bytes, fields: Fields) -> tuple[bytes, int]:
+    """Assemble a request's head, every byte as given; return it and the length of the body, or `CHUNKED`.
+
+    Errors: `httpx.LocalProtocolError` where a part would end up as something else: CR, LF or NUL anywhere, a
+    space in the target, a method or a field name that is no token, CONNECT (its answer is no message), a body
+    announced twice or in other words than a number or `chunked`.
+    """
+    verb = _known_methods.get(method) or _checked_method(method)
+    length = 0
+    framing = None
+    for name, value in fields:
+        kind = _known_names.get(name)
+        if kind is None:
+            kind = _checked_name(name)
+        if kind:
+            if framing is not None:
+                raise httpx.LocalProtocolError("a request's body is announced twice")
+            framing = name
+            length = _announced(kind, value)
+    lines = [b"%b %b HTTP/1.1" % (verb, target), *map(b": ".join, fields), b"", b""]
+    head = b"\r\n".join(lines)
+    line_ends = len(lines) - 1
+    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
+        raise httpx.LocalProtocolError("CR, LF or NUL inside a request's head")
+    if not target or b" " in target:
+        raise httpx.LocalProtocolError("a request target is one word")
+    return head, length
+
+
+def framed(body: bytes, length: int) -> bytes:
+    """Return a whole body as it goes over the wire. Errors: as `Upload.run`."""
+    if length == CHUNKED:
+        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+    if length != len(body):
+        raise httpx.LocalProtocolError(f"a body of {len(body)} bytes where {length} were announced")
+    return body
+
+
+class Upload:
+    """Sends a body from a stream, no faster than the upstream takes it."""
+
+    def __init__(self, stream: AsyncIterable[bytes], *, length: int, write_timeout_s: float | None) -> None:
+        self._stream = stream
+        self._length = length
+        self._write_timeout_s = write_timeout_s
+
+    async def run(self, connection: Connection) -> None:
+        """Send to the end and report to the connection: None, or what went wrong.
+
+        That is whatever the stream raised, or `httpx.LocalProtocolError` when it is longer or shorter than
+        announced.
+        """
+        parts = aiter(self._stream)
+        try:
+            await self._send(parts, connection)
+        except asyncio.CancelledError:
+            connection.fail(httpx.WriteError("the upload was cancelled"))
+            raise
+        except Exception as exc:
+            # Any exception: it is the caller's own, and this hands it to the caller's other task.
+            connection.upload_ended(exc)
+        else:
+            connection.upload_ended()
+        finally:
+            if isinstance(parts, AsyncGenerator):
+                await parts.aclose()
+
+    async def _send(self, parts: AsyncIterable[bytes], connection: Connection) -> None:
+        left = self._length
+        async for part in parts:
+            if left == CHUNKED:
+                if part:
+                    framed_part = b"%x\r\n%b\r\n" % (len(part), part)
+                    await connection.write(framed_part, timeout_s=self._write_timeout_s)
+                continue
+            left -= len(part)
+            if left < 0:
+                raise httpx.LocalProtocolError(f"a body longer than the announced {self._length} bytes")
+            await connection.write(part, timeout_s=self._write_timeout_s)
+        if left > 0:
+            raise httpx.LocalProtocolError(f"a body {left} bytes shorter than announced")
+        if left == CHUNKED:
+            await connection.write(b"0\r\n\r\n", timeout_s=self._write_timeout_s)
+
+
+def _checked_method(method: str) -> bytes:
+    verb = method.encode("latin-1", "replace")
+    if not _TOKEN.fullmatch(verb) or verb == b"CONNECT":
+        raise httpx.LocalProtocolError("not a method that can be sent")
+    if len(_known_methods) < _MAX_KNOWN:
+        _known_methods[method] = verb
+    return verb
+
+
+def _checked_name(name: bytes) -> int:
+    if not _TOKEN.fullmatch(name):
+        raise httpx.LocalProtocolError("a field name that is no token")
+    kind = _FRAMING_NAMES.get(name.lower(), _PLAIN)
+    if len(_known_names) < _MAX_KNOWN and len(name) < 64:
+        _known_names[name] = kind
+    return kind
+
+
+def _announced(kind: int, value: bytes) -> int:
+    value = value.strip(b" \t")
+    if kind == _CODING and value.lower() == b"chunked":
+        return CHUNKED
+    if kind == _LENGTH and value.isdigit() and len(value) < 19:
+        return int(value)
+    raise httpx.LocalProtocolError("a request's body is announced in an unknown way")

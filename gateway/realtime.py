@@ -1,0 +1,264 @@
+"""One WebSocket in, one out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Response
+
+from gateway import headers as wire
+from gateway.errors import (
+    BadRequestError,
+    GatewayError,
+    OverloadedError,
+    UnknownUrlError,
+    UpstreamProtocolError,
+    UpstreamTimeoutError,
+    error_body,
+    error_headers,
+)
+from gateway.paths import is_gateway_path
+from gateway.relay import Message, Receive, Relay, Scope, Send, new_request_id
+from gateway.websocket import Dialer, UpstreamSocket
+
+logger = logging.getLogger("gateway.realtime")
+
+_GOING_AWAY = 1001
+_INTERNAL_ERROR = 1011
+
+# Called with the scope and each message of the upstream's, once it has been handed on; must return quickly.
+Observe = Callable[[Scope, str | bytes], None]
+
+
+class Peer(Protocol):
+    """The other end: `gateway.websocket.UpstreamSocket`, or the sandbox's likeness of it."""
+
+    subprotocol: str | None
+
+    @property
+    def response(self) -> Response: ...
+    async def send(self, message: str | bytes) -> None: ...
+    async def recv(self) -> str | bytes: ...
+    async def close(self, code: int = ..., reason: str = ...) -> None: ...
+
+
+Sandbox = Callable[[bytes, list[str]], Awaitable[Peer]]
+
+
+class Realtime:
+    """An ASGI application that joins each client's WebSocket to one of its own at the relay's upstream.
+
+    `sandbox`, where given, is called with target and offered subprotocols for the clients that carry
+    `sandbox_key`.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        *,
+        ssl_context: ssl.SSLContext,
+        proxy_url: str | None = None,
+        max_message_bytes: int = 16 << 20,
+        ping_interval_s: float = 20.0,
+        sandbox: Sandbox | None = None,
+        sandbox_key: str = "",
+        observe: Observe | None = None,
+    ) -> None:
+        url, limits = relay.url, relay.limits
+        is_secure = url.scheme == "https"
+        self.relay = relay
+        self.observe = observe
+        self._sandbox = sandbox
+        self._sandbox_key = sandbox_key.encode()
+        self._dialer = Dialer(
+            host=url.host,
+            port=url.port or (443 if is_secure else 80),
+            ssl_context=ssl_context if is_secure else None,
+            proxy_url=proxy_url,
+            connect_timeout_s=limits.connect_timeout_s,
+            first_byte_timeout_s=limits.first_byte_timeout_s,
+            silence_timeout_s=limits.silence_timeout_s,
+            ping_interval_s=ping_interval_s,
+            max_message_bytes=max_message_bytes,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        relay = self.relay
+        await receive()  # websocket.connect
+        try:
+            _check_target(scope)
+            if relay.open_streams >= relay.limits.max_open_streams:
+                raise OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
+        except GatewayError as error:
+            await deny(send, error)
+            return
+        relay.open_streams += 1
+        try:
+            await _Conversation(self, scope, receive, send).run()
+        finally:
+            relay.open_streams -= 1
+
+    async def connect(self, scope: Scope) -> Peer:
+        """Return an open connection to the upstream, or to the sandbox.
+
+        GatewayError when there is none; InvalidStatus, with the whole answer, when the upstream refuses.
+        """
+        relay, headers = self.relay, scope["headers"]
+        if self._sandbox is not None and wire.bearer_key(headers) == self._sandbox_key:
+            try:
+                async with asyncio.timeout(relay.limits.first_byte_timeout_s):
+                    return await self._sandbox(scope["target"], scope["subprotocols"])
+            except TimeoutError as exc:
+                raise UpstreamTimeoutError("The upstream did not answer in time.") from exc
+        allowed = wire.to_upstream(headers, host=relay.host).headers
+        fields = [field for field in allowed if field[0] != b"content-length"]
+        fields += [field for field in headers if field[0] == b"sec-websocket-protocol"]
+        return await self._dialer.connect(relay.base_path + scope["target"], fields)
+
+
+class _Conversation:
+    """One client and its upstream; `run` returns when both are gone, or the client has been refused."""
+
+    def __init__(self, realtime: Realtime, scope: Scope, receive: Receive, send: Send) -> None:
+        self._realtime = realtime
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._peer: Peer | None = None
+        self._joined = asyncio.Event()
+        self._farewell: tuple[int, str] | None = None
+
+    async def run(self) -> None:
+        down = asyncio.create_task(self._pass_down())
+        up = asyncio.create_task(self._pass_up())
+        try:
+            await asyncio.wait((down, up), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            down.cancel()
+            up.cancel()
+            await asyncio.wait((down, up))
+            if self._peer is not None:
+                await self._leave(self._peer)
+        for task in (down, up):
+            if not task.cancelled():
+                task.result()
+
+    async def _leave(self, peer: Peer) -> None:
+        """Close the upstream as the client closed; an upstream that has closed by itself only lets go."""
+        code, reason = self._farewell or (_GOING_AWAY, "")
+        await peer.close(code, reason)
+        if self._farewell is None and isinstance(peer, UpstreamSocket):
+            peer.abort_soon()
+
+    # Upstream to client
+
+    async def _pass_down(self) -> None:
+        try:
+            peer = await self._join()
+            if peer is not None:
+                await self._pass_messages_down(peer)
+        except OSError:
+            return  # the client has left: `_pass_up` is told so too
+
+    async def _join(self) -> Peer | None:
+        """Open the upstream first: only it can say whether the client is accepted."""
+        try:
+            peer = self._peer = await self._realtime.connect(self._scope)
+        except InvalidStatus as exc:
+            await self._refuse(exc.response)
+            return None
+        except GatewayError as error:
+            logger.warning("upstream failed: %s: %s", type(error).__name__, error.__cause__ or error.message)
+            await deny(self._send, error)
+            return None
+        headers = _headers_to_client(peer.response)
+        await self._send({"type": "websocket.accept", "subprotocol": peer.subprotocol, "headers": headers})
+        self._joined.set()
+        return peer
+
+    async def _refuse(self, response: Response) -> None:
+        if 200 <= response.status_code <= 599:
+            await _answer(self._send, response.status_code, _headers_to_client(response), bytes(response.body))
+        else:
+            await deny(self._send, UpstreamProtocolError(f"The upstream answered with status {response.status_code}."))
+
+    async def _pass_messages_down(self, peer: Peer) -> None:
+        recv, send, scope, observe = peer.recv, self._send, self._scope, self._realtime.observe
+        try:
+            while True:
+                message = await recv()
+                kind = "text" if isinstance(message, str) else "bytes"
+                await send({"type": "websocket.send", kind: message})
+                if observe is not None:
+                    observe(scope, message)
+        except ConnectionClosed as exc:
+            code, reason = _farewell_to_client(exc)
+            await send({"type": "websocket.close", "code": code, "reason": reason})
+
+    # Client to upstream
+
+    async def _pass_up(self) -> None:
+        """Return when the client has left."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                self._farewell = _farewell_of_client(message)
+                return
+            await self._joined.wait()
+            assert self._peer is not None  # noqa: S101 - set before `_joined`
+            text = message.get("text")
+            # An upstream that has closed is reported by `_pass_down`, behind what it had sent.
+            with contextlib.suppress(ConnectionClosed):
+                await self._peer.send(message["bytes"] if text is None else text)
+
+
+def _check_target(scope: Scope) -> None:
+    if b"#" in scope["target"]:
+        raise BadRequestError("A request target has no fragment.")
+    if not is_gateway_path(scope["raw_path"]):
+        raise UnknownUrlError("There is no WebSocket at this path: OpenAI's are below /v1.")
+
+
+def _farewell_of_client(message: Message) -> tuple[int, str] | None:
+    """Return what the client closed with; None where it, or this server, broke off.
+
+    Only a close frame has a reason, were it an empty one.
+    """
+    return (message["code"], message["reason"]) if "reason" in message else None
+
+
+def _farewell_to_client(exc: ConnectionClosed) -> tuple[int, str]:
+    if exc.rcvd is not None:
+        return exc.rcvd.code, exc.rcvd.reason
+    if exc.sent is not None:
+        # Not the code that the upstream was given: 1009 would blame the client's message.
+        return _INTERNAL_ERROR, f"upstream: {exc.sent.reason}"[:120]
+    return _INTERNAL_ERROR, "upstream: connection lost"
+
+
+def _headers_to_client(response: Response) -> wire.RawHeaders:
+    raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
+    return [
+        field
+        for field in wire.to_client(raw).headers
+        if field[0].lower() != b"content-length" and not field[0].lower().startswith(b"sec-websocket-")
+    ]
+
+
+async def deny(send: Send, error: GatewayError) -> None:
+    """Answer the handshake with an error of the gateway's own."""
+    body = error_body(error)
+    headers = error_headers(error, request_id=new_request_id(), body_bytes=len(body)) + wire.CORS_HEADERS
+    await _answer(send, error.status, headers, body)
+
+
+async def _answer(send: Send, status: int, headers: wire.RawHeaders, body: bytes) -> None:
+    start: dict[str, Any] = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": body})

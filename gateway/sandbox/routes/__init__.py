@@ -1,0 +1,1 @@
+"""The played routes, one module a noun: `(Call, Stock) -> Answer`, errors as SandboxError."""

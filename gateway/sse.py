@@ -1,0 +1,67 @@
+"""Server-sent events as bytes, whatever the chunk borders.
+
+A line ends at CR LF, LF or CR, and at nothing else; an event ends at an empty line.
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from __future__ import annotations
+
+_COMMON_ENDS = (b"\n\n", b"\r\n\r\n")
+# LF or CRLF, then an empty line; a CR stream ends its events with two of them.
+_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+_LONGEST_END = 3
+
+
+class EventAligner:
+    """Cuts a stream at ends of events only, so that clients which decode each piece by itself never see half
+    a character. Every byte goes out, in order, none added.
+
+    A part of an event waits for its rest, up to `max_waiting_bytes`; beyond that it goes out in parts.
+    """
+
+    def __init__(self, max_waiting_bytes: int) -> None:
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting = bytearray()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return what may go out now, possibly b""."""
+        waiting = self._waiting
+        if not waiting and chunk.endswith(_COMMON_ENDS):
+            return chunk
+        # Only the new bytes are searched, and the few before them in which an end may have begun.
+        search_from = max(0, len(waiting) - _LONGEST_END)
+        waiting += chunk
+        end = _last_event_end(waiting, search_from)
+        if end == 0:
+            if len(waiting) <= self._max_waiting_bytes:
+                return b""
+            end = _whole_characters(waiting)
+        ready = bytes(waiting[:end])
+        del waiting[:end]
+        return ready
+
+    def flush(self) -> bytes:
+        """Return the part of an event that still waits: the stream has ended, or was cut, inside it."""
+        rest = bytes(self._waiting)
+        self._waiting.clear()
+        return rest
+
+
+def _last_event_end(data: bytearray, search_from: int) -> int:
+    """Return the offset behind the last whole event, 0 if none ends here."""
+    last = 0
+    for end in _ENDS:
+        found = data.rfind(end, search_from)
+        if found >= 0:
+            last = max(last, found + len(end))
+    return last
+
+
+def _whole_characters(data: bytearray) -> int:
+    """Return how many bytes make whole UTF-8 characters; all of them where it is not UTF-8."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if needed > back else len(data)
+    return len(data)

@@ -1,0 +1,146 @@
+"""The proxy under test: started by the production command, in a process and a VAR_DIR of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_PATIENCE_S = 60.0
+# What a developer may have set for a proxy of his own must not reach the one under test.
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR", "DATABASE_URL", "REDIS_URL", "CI")
+
+
+class LiveProxy:
+    """`with LiveProxy(UPSTREAM_URL=...) as proxy:` serves on `proxy.url` until the block ends."""
+
+    def __init__(self, *, var_dir: Path | None = None, **environment: str) -> None:
+        self._own_var_dir = var_dir is None
+        self.var_dir = var_dir or Path(tempfile.mkdtemp(prefix="proxysite-"))
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = self.var_dir / "server.log"
+        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        self.environment = kept | {
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "VAR_DIR": str(self.var_dir),
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.setup_output = ""
+
+    def __enter__(self) -> LiveProxy:
+        try:
+            self.setup_output = self.manage("setup")
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+        if self._own_var_dir:
+            shutil.rmtree(self.var_dir, ignore_errors=True)
+
+    def manage(self, *arguments: str) -> str:
+        """Run one management command with the proxy's settings and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"manage.py {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self) -> None:
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "serve"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_PATIENCE_S
+        while not self._is_alive():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the proxy did not start:\n{self.log}")
+            time.sleep(0.05)
+
+    def _is_alive(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM, *, timeout_s: float = 40.0) -> int | None:
+        """Send a signal to the master and return its exit code once it has ended."""
+        if self.process is None:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(sig)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            return self.process.wait(10)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def worker_pids(self) -> list[int]:
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def worker_rss_bytes(self) -> int:
+        """Return the resident memory of all workers."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.worker_pids]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def request(self, method: str, target: str, **options: Any) -> httpx.Response:
+        """Send one request with a client of its own."""
+        with new_client() as client:
+            return client.request(method, self.url + target, **options)
+
+    def get(self, target: str, **options: Any) -> httpx.Response:
+        return self.request("GET", target, **options)
+
+    def post(self, target: str, **options: Any) -> httpx.Response:
+        return self.request("POST", target, **options)
+
+    def connect(self, timeout_s: float = 20.0) -> socket.socket:
+        """Return a raw connection, for bytes that no HTTP library would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
+
+
+def new_client() -> httpx.Client:
+    # Unverified because it is cheap: loading the system's roots takes longer than most tests.
+    return httpx.Client(verify=False, trust_env=False, timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

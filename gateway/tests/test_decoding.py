@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.decoding import READABLE_CODINGS, Decoder
+
+TEXT = ('{"id":"chatcmpl-1","choices":[{"message":{"content":"' + "好 day 😀 " * 400 + '"}}]}').encode()
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+def brotli(data: bytes) -> bytes:
+    compressed: bytes = pytest.importorskip("brotli", minversion="1.2").compress(data)
+    return compressed
+
+
+def zstd(data: bytes) -> bytes:
+    if importlib.util.find_spec("compression"):
+        compressed: bytes = pytest.importorskip("compression.zstd").compress(data)
+    else:
+        compressed = pytest.importorskip("backports.zstd").compress(data)
+    return compressed
+
+
+CODINGS = {
+    b"": bytes,
+    b"identity": bytes,
+    b"gzip": gzip.compress,
+    b"X-GZip ": gzip.compress,
+    b"deflate": zlib.compress,
+    b"Deflate": raw_deflate,
+    b"br": brotli,
+    b"zstd": zstd,
+}
+
+
+def decoded(decoder: Decoder, data: bytes, cut_every: int) -> bytes:
+    return b"".join(decoder.feed(data[at : at + cut_every]) for at in range(0, len(data), cut_every))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("cut_every", [1, 7, 100, 1 << 20])
+def test_each_coding_is_undone_wherever_the_network_cuts(coding: bytes, cut_every: int) -> None:
+    data = CODINGS[coding](TEXT)
+    decoder = Decoder(coding)
+    assert decoded(decoder, data, cut_every) == TEXT
+    assert not decoder.gave_up
+
+
+@pytest.mark.parametrize("wbits", [31, 15, -15])
+def test_what_is_flushed_comes_out_at_once(wbits: int) -> None:
+    compressor = zlib.compressobj(wbits=wbits)
+    decoder = Decoder(b"gzip" if wbits == 31 else b"deflate")
+    for number in range(50):
+        event = b"data: %d\n\n" % number
+        assert decoder.feed(compressor.compress(event) + compressor.flush(zlib.Z_SYNC_FLUSH)) == event
+
+
+@pytest.mark.parametrize("cut_every", [1, 5, 10000])
+def test_gzip_members_and_padding_behind_one_another_are_one_text(cut_every: int) -> None:
+    data = gzip.compress(b"one ") + gzip.compress(b"") + gzip.compress(b"two") + b"\0" * 100
+    decoder = Decoder(b"gzip")
+    assert decoded(decoder, data, cut_every) == b"one two"
+    assert not decoder.gave_up
+
+
+@pytest.mark.parametrize("size", [262143, 262144, 262145, 1 << 20, 3 << 20])
+def test_output_of_any_length_comes_out_whole(size: int) -> None:
+    text = (b"%d," * 3 % (7, 11, 13)) * (size // 8 + 1)
+    text = text[:size]
+    decoder = Decoder(b"gzip", max_ratio=1 << 20)
+    assert decoder.feed(gzip.compress(text)) == text
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate", b"br", b"zstd"])
+def test_a_bomb_is_given_up_soon(coding: bytes) -> None:
+    data = CODINGS[coding](bytes(50 << 20))
+    decoder = Decoder(coding)
+    out = sum(len(decoder.feed(data[at : at + 4096])) for at in range(0, len(data), 4096))
+    assert decoder.gave_up
+    assert out <= (2 << 20) + 200 * len(data)
+    assert decoder.feed(data) == b""
+
+
+def test_more_than_the_limit_is_given_up() -> None:
+    decoder = Decoder(b"identity", max_bytes=10)
+    assert decoder.feed(b"12345") == b"12345"
+    assert not decoder.gave_up
+    decoder.feed(b"678901")
+    assert decoder.gave_up
+
+
+@pytest.mark.parametrize("coding", [b"compress", b"gzip, gzip", b"aws-chunked", b"\xff"])
+def test_an_unknown_or_combined_coding_is_given_up_from_the_start(coding: bytes) -> None:
+    decoder = Decoder(coding)
+    assert decoder.gave_up
+    assert decoder.feed(TEXT) == b""
+
+
+@given(st.sampled_from(sorted(READABLE_CODINGS)), st.lists(st.binary(max_size=60), max_size=6), st.integers(0, 200))
+def test_garbage_is_no_exception(coding: bytes, chunks: list[bytes], cut_at: int) -> None:
+    decoder = Decoder(coding)
+    if coding not in (b"br", b"zstd"):
+        decoder.feed(CODINGS.get(coding, gzip.compress)(TEXT)[:cut_at])
+    for chunk in chunks:
+        decoder.feed(chunk)
+
+
+def test_what_came_before_broken_data_is_kept() -> None:
+    data = gzip.compress(b"kept" * 1000)
+    decoder = Decoder(b"gzip")
+    out = decoder.feed(data) + decoder.feed(b"no member of gzip")
+    assert out == b"kept" * 1000
+    assert decoder.gave_up

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway import headers as wire
+
+
+def upstream_names(headers: wire.RawHeaders) -> list[bytes]:
+    return [name for name, _ in wire.to_upstream(headers, host=b"api.example").headers]
+
+
+def client_names(headers: wire.RawHeaders) -> list[bytes]:
+    added = {name for name, _ in wire.CORS_HEADERS}
+    return [name for name, _ in wire.to_client(headers).headers if name not in added]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authorization",
+        "te",
+        "upgrade",
+        "http2-settings",
+        "cookie",
+        "origin",
+        "referer",
+        "expect",
+        "forwarded",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-anything",
+        "x-real-ip",
+        "cf-connecting-ip",
+        "cf-ray",
+        "true-client-ip",
+        "x-client-ip",
+        "cdn-loop",
+    ],
+)
+def test_a_field_that_is_no_business_of_the_upstream_stays_here(name: str) -> None:
+    assert upstream_names([(name.encode(), b"1"), (b"accept", b"*/*")]) == [b"host", b"accept"]
+
+
+def test_end_to_end_fields_keep_order_value_and_duplicates() -> None:
+    headers = [(b"authorization", b"Bearer sk-x"), (b"x-a", b"1"), (b"openai-beta", b"v=2"), (b"x-a", b"\xe4 2")]
+    assert wire.to_upstream(headers, host=b"h").headers[1:] == headers
+
+
+def test_host_is_the_upstreams_whatever_the_client_says() -> None:
+    assert wire.to_upstream([(b"host", b"evil")], host=b"api.example").headers == [(b"host", b"api.example")]
+
+
+def test_fields_named_by_connection_stay_here() -> None:
+    headers = [(b"connection", b"close, X-Hop"), (b"x-hop", b"1"), (b"x-end", b"2")]
+    assert upstream_names(headers) == [b"host", b"x-end"]
+
+
+def test_connection_cannot_take_away_framing_or_the_key() -> None:
+    headers = [
+        (b"connection", b"content-length, authorization, host, transfer-encoding"),
+        (b"content-length", b"3"),
+        (b"authorization", b"Bearer sk-x"),
+    ]
+    assert upstream_names(headers) == [b"host", b"content-length", b"authorization"]
+
+
+def test_a_chunked_body_stays_chunked() -> None:
+    assert wire.to_upstream([(b"transfer-encoding", b"Chunked")], host=b"h").headers[1:] == [
+        (b"transfer-encoding", b"chunked")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection",
+        "keep-alive",
+        "Proxy-Authenticate",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Set-Cookie",
+        "Strict-Transport-Security",
+        "Alt-Svc",
+        "Access-Control-Allow-Origin",
+        "access-control-allow-credentials",
+    ],
+)
+def test_a_field_that_is_no_business_of_the_client_stays_here(name: str) -> None:
+    assert client_names([(name.encode(), b"1"), (b"ETag", b"x")]) == [b"ETag"]
+
+
+def test_the_clients_fields_keep_case_order_and_duplicates() -> None:
+    headers = [(b"X-Request-ID", b"r"), (b"link", b"1"), (b"Link", b"2"), (b"Date", b"d"), (b"Server", b"cloudflare")]
+    assert wire.to_client(headers).headers[: len(headers)] == headers
+
+
+def test_fields_named_by_the_upstreams_connection_stay_here() -> None:
+    assert client_names([(b"Connection", b"X-Hop"), (b"x-hop", b"1"), (b"x-end", b"2")]) == [b"x-end"]
+
+
+def test_no_answer_ever_allows_credentials() -> None:
+    answers = wire.to_client([(b"access-control-allow-credentials", b"true")]).headers
+    answers += wire.preflight([(b"origin", b"https://app"), (b"access-control-request-headers", b"authorization")])
+    assert b"access-control-allow-credentials" not in dict(answers)
+
+
+def test_a_preflight_gets_what_it_asks_for() -> None:
+    asked = [
+        (b"origin", b"chrome-extension://abc"),
+        (b"access-control-request-method", b"DELETE"),
+        (b"access-control-request-headers", b"authorization, x-stainless-os"),
+        (b"access-control-request-private-network", b"true"),
+    ]
+    assert wire.is_preflight("OPTIONS", asked)
+    allowed = dict(wire.preflight(asked))
+    assert allowed[b"access-control-allow-origin"] == b"*"
+    assert allowed[b"access-control-allow-methods"] == b"DELETE"
+    assert allowed[b"access-control-allow-headers"] == b"authorization, x-stainless-os"
+    assert allowed[b"access-control-allow-private-network"] == b"true"
+
+
+def test_an_options_request_that_is_no_preflight_goes_upstream() -> None:
+    assert not wire.is_preflight("OPTIONS", [(b"origin", b"https://app")])
+    assert not wire.is_preflight("POST", [(b"origin", b"a"), (b"access-control-request-method", b"POST")])
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ([(b"authorization", b"Bearer sk-1")], b"sk-1"),
+        ([(b"authorization", b"bearer  sk-1 ")], b"sk-1"),
+        ([(b"authorization", b"Basic abc")], b""),
+        ([(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.sk-2, x")], b"sk-2"),
+        ([], b""),
+    ],
+)
+def test_the_key_is_found_where_clients_put_it(headers: wire.RawHeaders, key: bytes) -> None:
+    assert wire.bearer_key(headers) == key
+
+
+@pytest.mark.parametrize(
+    ("headers", "body_bytes"),
+    [
+        ([], 0),
+        ([(b"content-length", b"0")], 0),
+        ([(b"content-length", b"7")], 7),
+        ([(b"transfer-encoding", b"chunked")], -1),
+    ],
+)
+def test_the_declared_size_of_a_body_is_found(headers: wire.RawHeaders, body_bytes: int) -> None:
+    assert wire.to_upstream(headers, host=b"h").body_bytes == body_bytes
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_event_stream"),
+    [
+        ([(b"Content-Type", b"text/event-stream")], True),
+        ([(b"content-type", b"Text/Event-Stream; charset=utf-8"), (b"Content-Encoding", b"identity")], True),
+        ([(b"Content-Encoding", b"gzip"), (b"content-type", b"text/event-stream")], False),
+        ([(b"content-type", b"application/json")], False),
+        ([], False),
+    ],
+)
+def test_an_event_stream_is_one_that_can_be_read(headers: wire.RawHeaders, is_event_stream: bool) -> None:
+    assert wire.to_client(headers).is_event_stream is is_event_stream

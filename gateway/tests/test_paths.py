@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import PathRefusedError
+from gateway.paths import is_gateway_path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1",
+        b"/v1/",
+        b"/v1/models",
+        b"/v1/chat/completions",
+        b"/v1/models/ft:gpt-4o-mini:acme::id",
+        b"/v1/files/a%2Fb",
+        b"/v1/files/%E4%BD%A0%E5%A5%BD",
+        b"/v1/files/100%25",
+        b"/v1//models",
+        b"/v1/./models",
+        b"/v1/a/../models",
+        b"/v1/a/..b/...",
+        b"/v1/x;y=1/z",
+        b"/v1/%00",
+        b"/v1/unknown_route!$&'()*+,=:@",
+    ],
+)
+def test_a_path_below_v1_by_every_reading_goes_upstream(path: bytes) -> None:
+    assert is_gateway_path(path) is True
+
+
+@pytest.mark.parametrize(
+    "path", [b"/", b"/admin/", b"/v10/models", b"/v1x", b"/V1/models", b"/pro/balance", b"/static/a%20b"]
+)
+def test_a_path_outside_v1_by_every_reading_is_the_sites(path: bytes) -> None:
+    assert is_gateway_path(path) is False
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/../admin",
+        b"/v1/../v1/models",
+        b"/v1/..",
+        b"/v1/..%2fadmin",
+        b"/v1/%2e%2e/admin",
+        b"/v1/%2E%2E%2Fadmin",
+        b"/v1/.%2e/admin",
+        b"/v1/a/../../admin",
+        b"/v1/%252e%252e/admin",
+        b"/v1/%25252e%25252e/admin",
+        b"/v1/..\\admin",
+        b"/v1/..%5cadmin",
+        b"/v1/..;/admin",
+        b"/v1/..;x=1/admin",
+        b"/admin/../v1/models",
+        b"/admin/%2e%2e/v1/models",
+        b"//v1/models",
+        b"/%76%31/models",
+        b"/%2fv1/models",
+        b"/v1%2fmodels",
+        b"/v1;x/models",
+        b"/./v1/models",
+        b"/v1/%2525252525252e",
+    ],
+)
+def test_a_path_that_means_two_things_is_refused(path: bytes) -> None:
+    with pytest.raises(PathRefusedError):
+        is_gateway_path(path)
+
+
+_PIECES = st.sampled_from(
+    [b"v1", b"admin", b"..", b".", b"%2e", b"%2f", b"/", b"\\", b";", b"%25", b"%5c", b"x", b"%76", b"%31", b"%"]
+)
+
+
+@given(st.lists(_PIECES, max_size=12))
+def test_every_path_is_placed_or_refused(pieces: list[bytes]) -> None:
+    path = b"/" + b"".join(pieces)
+    try:
+        ours = is_gateway_path(path)
+    except PathRefusedError:
+        return
+    assert ours == (path == b"/v1" or path.startswith(b"/v1/"))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.sse import EventAligner
+
+STREAM = 'data: {"你": "好😀"}\n\ndata: a\r\n\r\nevent: x\rdata: b\r\r: ping\n\n'.encode()
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+def pieces(stream: bytes, cuts: list[int], max_waiting_bytes: int = 1 << 20) -> tuple[list[bytes], bytes]:
+    aligner = EventAligner(max_waiting_bytes)
+    borders = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
+    out = [aligner.feed(stream[a:b]) for a, b in itertools.pairwise(borders)]
+    return [piece for piece in out if piece], aligner.flush()
+
+
+@given(st.lists(st.integers(0, 200), max_size=20))
+def test_every_piece_ends_with_an_event_wherever_the_network_cuts(cuts: list[int]) -> None:
+    out, rest = pieces(STREAM, cuts)
+    assert b"".join(out) + rest == STREAM
+    assert rest == b""
+    assert all(piece.endswith(EVENT_ENDS) for piece in out)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=20), st.integers(1, 50))
+def test_no_byte_is_lost_added_or_moved(stream: bytes, cuts: list[int], bound: int) -> None:
+    out, rest = pieces(stream, cuts, bound)
+    assert b"".join(out) + rest == stream
+
+
+def test_an_event_leaves_the_moment_it_is_complete() -> None:
+    aligner = EventAligner(1 << 20)
+    assert aligner.feed(b"data: 1\n") == b""
+    assert aligner.feed(b"\ndata: 2\n\nda") == b"data: 1\n\ndata: 2\n\n"
+    assert aligner.feed(b"ta: 3\r\n\r") == b""
+    assert aligner.feed(b"\n") == b"data: 3\r\n\r\n"
+
+
+def test_a_part_of_an_event_waits_until_the_stream_ends() -> None:
+    aligner = EventAligner(1 << 20)
+    assert aligner.feed(b"data: 1\n\ndata: {") == b"data: 1\n\n"
+    assert aligner.flush() == b"data: {"
+    assert aligner.flush() == b""
+
+
+def test_an_event_beyond_the_bound_goes_out_in_parts_of_whole_characters() -> None:
+    aligner = EventAligner(10)
+    character = "好".encode()
+    part = aligner.feed(b"data: " + character * 2 + character[:2])
+    assert part.decode() == "data: 好好"
+    assert aligner.feed(character[2:] + b"\n\n").decode() == "好\n\n"
+
+
+@pytest.mark.parametrize("size", [10_000, 2_000_000])
+def test_the_cost_of_an_event_in_many_parts_grows_with_its_size_only(size: int) -> None:
+    aligner = EventAligner(size * 2)
+    sent = [aligner.feed(b"x" * 1000) for _ in range(size // 1000)]
+    assert not any(sent)
+    assert len(aligner.feed(b"\n\n")) == size + 2

@@ -1,0 +1,774 @@
+from __future__ import annotations
+
+import json
+import random
+import timeit
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.events import Usage
+from gateway.endpoints import Meter, endpoint_of
+from gateway.usage import Reading, UsageReader, reader_for
+from gateway.usage.shapes import usage_in
+
+
+def short_id(value: object) -> str:
+    return repr(value)[:40]
+
+
+JSON, SSE = b"application/json", b"text/event-stream; charset=utf-8"
+CHAT, COMPLETIONS = b"/v1/chat/completions", b"/v1/completions"
+RESPONSES, EMBEDDINGS = b"/v1/responses", b"/v1/embeddings"
+IMAGES, EDITS = b"/v1/images/generations", b"/v1/images/edits"
+TRANSCRIPTIONS, TRANSLATIONS, SPEECH = b"/v1/audio/transcriptions", b"/v1/audio/translations", b"/v1/audio/speech"
+
+CHAT_USAGE = {
+    "prompt_tokens": 2006,
+    "completion_tokens": 300,
+    "total_tokens": 2306,
+    "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 256,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
+}
+CHAT_READ = Usage(input_tokens=86, cached_input_tokens=1920, output_tokens=300, reasoning_tokens=256)
+CHAT_REPLY = {
+    "id": "chatcmpl-B9",
+    "object": "chat.completion",
+    "created": 1741569952,
+    "model": "gpt-4o-2024-08-06",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": 'Say "usage": {"prompt_tokens": 7}} \\', "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": CHAT_USAGE,
+    "service_tier": "default",
+    "system_fingerprint": "fp_fc9f1d7035",
+}
+RESPONSE_USAGE = {
+    "input_tokens": 328,
+    "input_tokens_details": {"cached_tokens": 300, "cache_write_tokens": 8},
+    "output_tokens": 52,
+    "output_tokens_details": {"reasoning_tokens": 12},
+    "total_tokens": 380,
+}
+RESPONSE_READ = Usage(
+    input_tokens=20, cached_input_tokens=300, cache_write_tokens=8, output_tokens=52, reasoning_tokens=12
+)
+RESPONSE = {
+    "id": "resp_67",
+    "object": "response",
+    "status": "completed",
+    "instructions": 'Never say "usage".',
+    "model": "gpt-5-2025-08-07",
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "Hi, {you}!"}]}],
+    "service_tier": "priority",
+    "text": {"format": {"type": "text"}},
+    "usage": RESPONSE_USAGE,
+    "user": None,
+    "metadata": {"usage": "mine"},
+}
+
+
+def reader(path: bytes, content_type: bytes = JSON, method: str = "POST") -> UsageReader:
+    made = reader_for(endpoint_of(method, path), content_type)
+    assert made is not None
+    return made
+
+
+def read(path: bytes, body: bytes, content_type: bytes = JSON, *, cut_every: int = 1 << 30, **kwargs: bool) -> Reading:
+    reading = reader(path, content_type)
+    for at in range(0, len(body), cut_every):
+        reading.feed(body[at : at + cut_every])
+    return reading.result(**kwargs)
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def events(*values: object, end: str = "\n", named: bool = False) -> bytes:
+    out = []
+    for value in values:
+        name = f"event: {value['type']}{end}" if named and isinstance(value, dict) else ""
+        data = value if isinstance(value, str) else json.dumps(value)
+        out.append(f"{name}data: {data}{end}{end}")
+    return "".join(out).encode()
+
+
+def chunk(text: str, **members: Any) -> dict[str, Any]:
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    head = {"id": "chatcmpl-B9", "object": "chat.completion.chunk", "model": "gpt-4o-2024-08-06"}
+    return head | {"service_tier": "default", "choices": choices} | members
+
+
+CHAT_STREAM = events(
+    *(chunk(text, usage=None) for text in ("Hel", 'lo "usage": {', "好😀", "[DONE]")),
+    chunk("", choices=[], usage=CHAT_USAGE),
+    "[DONE]",
+)
+RESPONSE_STREAM = events(
+    {"type": "response.created", "response": RESPONSE | {"output": [], "usage": None, "service_tier": "auto"}},
+    {"type": "response.output_text.delta", "delta": "Hi, "},
+    {"type": "response.output_text.delta", "delta": "{you}!"},
+    {"type": "response.output_text.done", "text": "Hi, {you}!"},
+    {"type": "response.completed", "response": RESPONSE, "sequence_number": 9},
+    named=True,
+)
+
+
+# What each route reports
+
+
+@pytest.mark.parametrize(
+    ("meter", "reported", "usage"),
+    [
+        (Meter.CHAT, CHAT_USAGE, CHAT_READ),
+        (Meter.CHAT, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage()),
+        (Meter.CHAT, {"prompt_tokens": 9, "completion_tokens": 12}, Usage(input_tokens=9, output_tokens=12)),
+        (
+            Meter.CHAT,  # gpt-4o-audio
+            {
+                "prompt_tokens": 117,
+                "completion_tokens": 50,
+                "prompt_tokens_details": {"audio_tokens": 100, "text_tokens": 17, "cached_tokens": 0},
+                "completion_tokens_details": {"audio_tokens": 40, "text_tokens": 10},
+            },
+            Usage(input_tokens=17, audio_input_tokens=100, output_tokens=10, audio_output_tokens=40),
+        ),
+        (
+            Meter.CHAT,  # cached tokens beyond the text can only be audio
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"audio_tokens": 50, "cached_tokens": 60},
+            },
+            Usage(cached_input_tokens=50, cached_audio_input_tokens=10, audio_input_tokens=40, output_tokens=1),
+        ),
+        (Meter.RESPONSES, RESPONSE_USAGE, RESPONSE_READ),
+        (Meter.EMBEDDINGS, {"prompt_tokens": 8, "total_tokens": 8}, Usage(input_tokens=8)),
+        (Meter.EMBEDDINGS, {"total_tokens": 8}, Usage(input_tokens=8)),
+        (
+            Meter.IMAGES,
+            {
+                "total_tokens": 100,
+                "input_tokens": 50,
+                "output_tokens": 50,
+                "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+            },
+            Usage(input_tokens=10, image_input_tokens=40, image_output_tokens=50),
+        ),
+        (
+            Meter.IMAGES,
+            {
+                "input_tokens": 50,
+                "output_tokens": 50,
+                "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+                "output_tokens_details": {"text_tokens": 8, "image_tokens": 42},
+            },
+            Usage(input_tokens=10, image_input_tokens=40, output_tokens=8, image_output_tokens=42),
+        ),
+        (
+            Meter.TRANSCRIPTION,
+            {
+                "type": "tokens",
+                "input_tokens": 14,
+                "input_token_details": {"text_tokens": 4, "audio_tokens": 10},
+                "output_tokens": 45,
+                "total_tokens": 59,
+            },
+            Usage(input_tokens=4, audio_input_tokens=10, output_tokens=45),
+        ),
+        (Meter.TRANSCRIPTION, {"type": "duration", "seconds": 9}, Usage(seconds=9.0)),
+        (
+            Meter.SPEECH,
+            {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115},
+            Usage(input_tokens=14, audio_output_tokens=101),
+        ),
+        (
+            Meter.REALTIME,
+            {
+                "total_tokens": 253,
+                "input_tokens": 132,
+                "output_tokens": 121,
+                "input_token_details": {
+                    "text_tokens": 100,
+                    "audio_tokens": 20,
+                    "image_tokens": 12,
+                    "cached_tokens": 76,
+                    "cached_tokens_details": {"text_tokens": 64, "audio_tokens": 8, "image_tokens": 4},
+                },
+                "output_token_details": {"text_tokens": 30, "audio_tokens": 91},
+            },
+            Usage(
+                input_tokens=36,
+                cached_input_tokens=64,
+                audio_input_tokens=12,
+                cached_audio_input_tokens=8,
+                image_input_tokens=8,
+                cached_image_input_tokens=4,
+                output_tokens=30,
+                audio_output_tokens=91,
+            ),
+        ),
+        # Other upstreams: DeepSeek, Moonshot, Anthropic, xAI, and one that counts in floats.
+        (
+            Meter.CHAT,
+            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5},
+            Usage(input_tokens=5, cached_input_tokens=4, output_tokens=1),
+        ),
+        (
+            Meter.CHAT,
+            {"prompt_tokens": 9, "completion_tokens": 1, "cached_tokens": 9},
+            Usage(cached_input_tokens=9, output_tokens=1),
+        ),
+        (
+            Meter.OTHER,
+            {
+                "input_tokens": 5,
+                "cache_creation_input_tokens": 30,
+                "cache_read_input_tokens": 200,
+                "output_tokens": 7,
+            },
+            Usage(input_tokens=5, cached_input_tokens=200, cache_write_tokens=30, output_tokens=7),
+        ),
+        (
+            Meter.CHAT,
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "total_tokens": 115,
+                "completion_tokens_details": {"reasoning_tokens": 100},
+            },
+            Usage(input_tokens=10, output_tokens=105, reasoning_tokens=100),
+        ),
+        (Meter.CHAT, {"prompt_tokens": 9.0, "completion_tokens": 2e1}, Usage(input_tokens=9, output_tokens=20)),
+        # Details that contradict their total are cut down to it.
+        (
+            Meter.CHAT,
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": 99, "audio_tokens": 99, "cache_write_tokens": 99},
+                "completion_tokens_details": {"reasoning_tokens": 99, "audio_tokens": 3},
+            },
+            Usage(cached_audio_input_tokens=10, output_tokens=2, reasoning_tokens=2, audio_output_tokens=3),
+        ),
+    ],
+    ids=short_id,
+)
+def test_a_report_is_split_into_disjoint_buckets(meter: Meter, reported: dict[str, Any], usage: Usage) -> None:
+    assert usage_in(dumps(reported), meter) == usage
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"[]",
+        b"7",
+        b'"prompt_tokens"',
+        b'{"x":1}',
+        b'{"completion_tokens":5}',
+        b'{"output_tokens":5,"total_tokens":9}',
+        b'{"prompt_tokens":null,"completion_tokens":null}',
+        b'{"prompt_tokens":-1,"completion_tokens":1}',
+        b'{"prompt_tokens":1,"completion_tokens":-1}',
+        b'{"prompt_tokens":1.5,"completion_tokens":1}',
+        b'{"prompt_tokens":"1","completion_tokens":1}',
+        b'{"prompt_tokens":true,"completion_tokens":1}',
+        b'{"prompt_tokens":[1],"completion_tokens":1}',
+        b'{"prompt_tokens":NaN,"completion_tokens":1}',
+        b'{"prompt_tokens":1e400,"completion_tokens":1}',
+        b'{"prompt_tokens":9007199254740993,"completion_tokens":1}',
+        b'{"prompt_tokens":' + b"9" * 5000 + b',"completion_tokens":1}',
+        b'{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":-1}}',
+        b'{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":"1"}}',
+        b'{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":[1]}',
+        b'{"seconds":-1}',
+        b'{"seconds":1e300}',
+        b'{"prompt_tokens":1,"completion_tokens":1',
+        b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"prompt_tokens":1,"completion_tokens":1}',
+    ],
+    ids=short_id,
+)
+def test_what_is_no_report_counts_as_none(reported: bytes) -> None:
+    assert usage_in(reported, Meter.CHAT) is None
+
+
+TOKENS = st.integers(0, 1000) | st.integers(0, 1 << 50)
+DETAILS = st.fixed_dictionaries(
+    {},
+    optional={
+        "cached_tokens": TOKENS,
+        "cache_write_tokens": TOKENS,
+        "audio_tokens": TOKENS,
+        "image_tokens": TOKENS,
+        "text_tokens": TOKENS,
+        "reasoning_tokens": TOKENS,
+        "cached_tokens_details": st.fixed_dictionaries({}, optional={"audio_tokens": TOKENS, "image_tokens": TOKENS}),
+    },
+)
+INPUT_BUCKETS = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "audio_input_tokens",
+    "cached_audio_input_tokens",
+    "image_input_tokens",
+    "cached_image_input_tokens",
+)
+OUTPUT_BUCKETS = ("output_tokens", "audio_output_tokens", "image_output_tokens")
+
+
+@given(st.sampled_from(Meter), TOKENS, TOKENS, DETAILS, DETAILS, st.sampled_from([0, 1, 2]))
+def test_the_buckets_sum_to_the_totals_that_were_reported(
+    meter: Meter, total_in: int, total_out: int, details_in: dict[str, Any], details_out: dict[str, Any], shape: int
+) -> None:
+    into = ("prompt_tokens", "input_tokens", "input_tokens")[shape]
+    out = ("completion_tokens", "output_tokens", "output_tokens")[shape]
+    details = "_token_details" if shape == 2 else "_tokens_details"
+    names = [name.removesuffix("_tokens") + details for name in (into, out)]
+    reported = {into: total_in, out: total_out, names[0]: details_in, names[1]: details_out}
+    usage = usage_in(dumps(reported | {"total_tokens": total_in + total_out}), meter)
+    assert usage is not None
+    buckets = msgspec.structs.asdict(usage)
+    assert min(buckets.values()) >= 0
+    assert sum(buckets[name] for name in INPUT_BUCKETS) == total_in
+    assert sum(buckets[name] for name in OUTPUT_BUCKETS) == total_out
+    assert usage.reasoning_tokens <= usage.output_tokens
+    cached = sum(buckets[name] for name in INPUT_BUCKETS if name.startswith("cached"))
+    assert cached == min(details_in.get("cached_tokens", 0), total_in)
+
+
+# JSON answers
+
+
+@pytest.mark.parametrize("cut_every", [1, 13, 1 << 20])
+def test_a_json_answer_tells_usage_model_and_tier(cut_every: int) -> None:
+    reading = read(CHAT, dumps(CHAT_REPLY), cut_every=cut_every)
+    assert reading == Reading(CHAT_READ, "gpt-4o-2024-08-06", "default", is_complete=True, object_id="chatcmpl-B9")
+
+
+def test_facts_survive_strange_neighbours() -> None:
+    reading = read(CHAT, dumps(CHAT_REPLY | {"id": 7, "model": ["x"], "service_tier": None, "data": 1}))
+    assert reading == Reading(CHAT_READ, is_complete=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "recorded"),
+    [("x" * 200, "x" * 100), ("a\nb\x00c\u202e", "abc"), ("通义千问", "通义千问"), ("", ""), ("\u2028", "")],
+)
+def test_a_model_is_bounded_and_printable(model: str, recorded: str) -> None:
+    assert read(CHAT, dumps(CHAT_REPLY | {"model": model})).model == recorded
+
+
+def test_half_a_surrogate_pair_is_no_model() -> None:
+    assert read(CHAT, dumps(CHAT_REPLY | {"model": "a\ud800"})).model.isascii()
+
+
+@pytest.mark.parametrize("damage", [b'"x":NaN,', b'"x":"\\ud800",', b'"x":' + b"[" * 100_000 + b"]" * 100_000 + b","])
+def test_usage_is_read_where_a_parser_gives_up(damage: bytes) -> None:
+    body = b"{" + damage + dumps(CHAT_REPLY)[1:]
+    reading = read(CHAT, b"\xef\xbb\xbf" + body)
+    assert (reading.usage, reading.model, reading.is_complete) == (CHAT_READ, "gpt-4o-2024-08-06", True)
+    assert read(CHAT, b"\xef\xbb\xbf" + dumps(CHAT_REPLY)).usage == CHAT_READ
+
+
+def test_the_last_of_two_usages_wins() -> None:
+    first = b'{"usage":{"prompt_tokens":1,"completion_tokens":1},'
+    assert read(CHAT, first + dumps(CHAT_REPLY)[1:]).usage == CHAT_READ
+    assert read(CHAT, first + b'"x":NaN,' + dumps(CHAT_REPLY)[1:]).usage == CHAT_READ
+    assert read(CHAT, first + b'"x":"' + b"x" * 300_000 + b'",' + dumps(CHAT_REPLY)[1:]).usage == CHAT_READ
+
+
+def test_a_cut_answer_tells_the_truth_or_nothing() -> None:
+    body = dumps(CHAT_REPLY)
+    for end in range(len(body)):
+        reading = read(CHAT, body[:end], is_whole=False)
+        assert reading.usage in (None, CHAT_READ)
+        assert not reading.is_complete
+    assert read(CHAT, body[: body.index(b'"usage":{"prompt_tokens":2') + 20]).usage is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"usage":null}',
+        b'{"choices":[{"usage":{"prompt_tokens":1,"completion_tokens":1}}]}',
+        b'[{"usage":{"prompt_tokens":1,"completion_tokens":1}}]',
+        b'{"x":"\\"usage\\":{\\"prompt_tokens\\":1,\\"completion_tokens\\":1}"}',
+        b"\x00\xff" * 1000,
+        b"[" * 100_000,
+        b'{"usage":' * 50_000,
+        b'"' * 100_000,
+        b"\\" * 100_000,
+        b'{"a":"' + b'\\"' * 100_000,
+        b'{"error":{"message":"x"}}',
+    ],
+    ids=short_id,
+)
+def test_no_usage_is_none_and_never_an_exception(body: bytes) -> None:
+    assert read(CHAT, body).usage is None
+    assert read(CHAT, body * 400 if len(body) > 1000 else body).usage is None
+
+
+def test_a_large_answer_of_embeddings_is_read_from_its_end() -> None:
+    vectors = [
+        {"object": "embedding", "index": i, "embedding": [random.random() for _ in range(1536)]} for i in range(40)
+    ]
+    reply = {"object": "list", "data": vectors, "model": "text-embedding-3-small"}
+    body = json.dumps(reply | {"usage": {"prompt_tokens": 8, "total_tokens": 8}}, indent=2).encode()
+    assert len(body) > 1 << 20
+    for cut_every in (1000, 1 << 16, 1 << 30):
+        reading = read(EMBEDDINGS, body, cut_every=cut_every)
+        assert reading == Reading(Usage(input_tokens=8), "text-embedding-3-small", is_complete=True)
+
+
+DECOYS = st.recursive(
+    st.none() | st.integers() | st.text(max_size=10) | st.sampled_from(['"usage":{"prompt_tokens":3}', "\\", '\\"']),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["usage", "model", "x", '"usage"', "\\"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(DECOYS, DECOYS, DECOYS, st.sampled_from([b"", b'"big":[1.5],']), st.integers(1, 5000), st.booleans())
+def test_only_the_outermost_usage_counts_in_a_large_answer(
+    first: Any, second: Any, third: Any, middle: bytes, cut_every: int, spaced: bool
+) -> None:
+    big = b'"big":"' + b'\\"' * 140_000 + b'",'
+    members = {"first": first, "usage": CHAT_USAGE, "third": third}
+    text = json.dumps(members, indent=1 if spaced else None).encode()
+    body = b'{"model":"m","second":' + dumps(second) + b"," + big + middle + text[1:]
+    reading = reader(CHAT)
+    reading.feed(body[:200_000])
+    for at in range(200_000, len(body), cut_every):
+        reading.feed(body[at : at + cut_every])
+    result = reading.result()
+    assert result.usage == CHAT_READ
+    assert result.is_complete
+
+
+def test_a_large_answer_that_is_cut_takes_no_inner_usage_for_its_own() -> None:
+    inner = {"x": "y" * 300_000, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    body = b'{"choices":[{"message":' + dumps(inner)
+    assert read(CHAT, body, is_whole=False) == Reading()
+
+
+def test_usage_at_the_head_of_a_large_answer_is_read_even_of_a_cut_one() -> None:
+    body = b'{"model":"m","usage":' + dumps(CHAT_USAGE) + b',"x":"' + b"x" * 400_000
+    assert read(CHAT, body, is_whole=False) == Reading(CHAT_READ, "m")
+
+
+@pytest.mark.parametrize("cut_every", [3, 1000, 1 << 16])
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_images_are_counted_whatever_their_size(cut_every: int, size: int) -> None:
+    data = [{"b64_json": "A" * size, "revised_prompt": 'an "url" and a "b64_json"'} for _ in range(3)]
+    usage = {"input_tokens": 50, "output_tokens": 4000, "input_tokens_details": {"text_tokens": 50}}
+    reading = read(IMAGES, dumps({"created": 1, "data": data, "usage": usage}), cut_every=cut_every)
+    assert reading.usage == Usage(input_tokens=50, image_output_tokens=4000, images=3)
+    without = read(EDITS, dumps({"created": 1, "data": [{"url": "https://x"}, {"url": "y"}]}), cut_every=cut_every)
+    assert without.usage == Usage(images=2)
+
+
+def test_an_answer_of_a_stored_object_is_no_usage_of_this_request() -> None:
+    for path in (b"/v1/responses/resp_67", b"/v1/batches/batch_1"):
+        stored = reader(path, method="GET")
+        stored.feed(dumps(RESPONSE))
+        result = stored.result()
+        assert (result.usage, result.stored_usage, result.object_id) == (None, RESPONSE_READ, "resp_67")
+    assert reader_for(endpoint_of("GET", b"/v1/batches"), JSON) is None
+
+
+def test_a_verbose_transcription_tells_its_seconds() -> None:
+    reply = {"task": "transcribe", "duration": 8.47, "text": "x"}
+    assert read(TRANSCRIPTIONS, dumps(reply)).usage == Usage(seconds=8.47)
+    assert read(TRANSLATIONS, dumps(reply | {"duration": "8.5"})).usage == Usage(seconds=8.5)
+    with_usage = reply | {"usage": {"type": "duration", "seconds": 9}}
+    assert read(TRANSCRIPTIONS, dumps(with_usage)).usage == Usage(seconds=9)
+    for duration in (-1, "x", None, [1], 1e300):
+        assert read(TRANSCRIPTIONS, dumps(reply | {"duration": duration})).usage is None
+
+
+def test_which_answers_are_read() -> None:
+    assert reader_for(endpoint_of("POST", SPEECH), b"audio/mpeg") is None
+    assert reader_for(endpoint_of("GET", b"/v1/models"), JSON) is None
+    assert reader_for(endpoint_of("GET", b"/v1/realtime"), JSON) is None
+    assert reader_for(endpoint_of("POST", b"/v1/unheard/of"), b"") is not None
+    assert read(b"/v1/moderations", b'{"id":"modr-1","model":"omni-moderation-latest"}').usage is None
+
+
+# Streams
+
+
+@pytest.mark.parametrize("cut_every", [1, 2, 3, 50, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_stream_tells_usage_wherever_the_network_cuts(cut_every: int, end: str) -> None:
+    stream = b"\xef\xbb\xbf: hi\n\n" + CHAT_STREAM.replace(b"\n", end.encode()) + b": bye\n\n"
+    reading = read(CHAT, stream, SSE, cut_every=cut_every)
+    assert reading == Reading(CHAT_READ, "gpt-4o-2024-08-06", "default", is_complete=True, object_id="chatcmpl-B9")
+
+
+@given(st.lists(st.integers(0, 5000), max_size=20))
+def test_a_stream_of_responses_tells_usage_wherever_the_network_cuts(cuts: list[int]) -> None:
+    reading = reader(RESPONSES, SSE)
+    borders = [0, *sorted(cut % len(RESPONSE_STREAM) for cut in cuts), len(RESPONSE_STREAM)]
+    for start, end in zip(borders, borders[1:], strict=False):
+        reading.feed(RESPONSE_STREAM[start:end])
+    whole = Reading(RESPONSE_READ, "gpt-5-2025-08-07", "priority", is_complete=True, object_id="resp_67")
+    assert reading.result() == whole
+    assert reading.result() == whole
+
+
+def test_a_stream_that_is_cut_tells_the_truth_or_nothing() -> None:
+    whole_at = CHAT_STREAM.index(b"data: [DONE]") - 2
+    for end in range(len(CHAT_STREAM)):
+        reading = read(CHAT, CHAT_STREAM[:end], SSE, is_whole=False)
+        assert reading.usage == (CHAT_READ if end >= whole_at else None)
+        assert reading.is_complete == (end >= whole_at + 2 + len(b"data: [DONE]"))
+
+
+def test_the_last_usage_wins_and_none_is_added_up() -> None:
+    growing = [chunk("x", usage=CHAT_USAGE | {"completion_tokens": n}) for n in range(5)]
+    assert read(CHAT, events(*growing), SSE).usage == Usage(
+        input_tokens=86, cached_input_tokens=1920, output_tokens=4, reasoning_tokens=4
+    )
+    broken = chunk("x", usage={"prompt_tokens": -1, "completion_tokens": 1})
+    assert read(CHAT, events(*growing, chunk("y", usage=None), broken), SSE).usage is not None
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"",
+        b"data\n\n",
+        b"data: {\n\n",
+        b"data: null\n\ndata: 7\n\n",
+        b'event: x\nusage: {"prompt_tokens":1}\n\n',
+        b': {"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n',
+        events(chunk('"usage":{"prompt_tokens":1,"completion_tokens":1}')),
+        events({"choices": [{"usage": CHAT_USAGE}]}),
+        events({"type": "response.output_text.done", "response": 7, "x": "_tokens"}),
+        b'data: {"usage":{"prompt_tokens":1},"x":' + b"[" * 90_000 + b"\n\n",
+        b"\xff\x00\r\r\n\n" * 100,
+    ],
+    ids=short_id,
+)
+def test_a_stream_without_usage_has_none_and_is_never_an_exception(stream: bytes) -> None:
+    for cut_every in (1, 7, 1 << 20):
+        reading = read(RESPONSES, stream[:1000] if cut_every == 1 else stream, SSE, cut_every=cut_every)
+        assert reading.usage in (None, Usage(input_tokens=1))
+        assert not read(CHAT, stream, SSE).is_complete
+
+
+@given(st.lists(st.binary(max_size=20) | st.sampled_from([b"data: ", b'{"usage":', b"\n\n", b"\r", b"[DONE]"])))
+def test_garbage_is_no_exception(chunks: list[bytes]) -> None:
+    for content_type in (JSON, SSE):
+        reading = reader(CHAT, content_type)
+        for part in chunks:
+            reading.feed(part)
+        reading.result()
+        reading.output_sample()
+
+
+def test_an_event_of_several_data_lines_is_one() -> None:
+    lines = json.dumps(chunk("", choices=[], usage=CHAT_USAGE), indent=1).splitlines()
+    stream = "\n".join(f"data: {line}" for line in lines) + "\n\ndata: [DONE]\n\n"
+    assert read(CHAT, stream.encode(), SSE).usage == CHAT_READ
+
+
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed"])
+@pytest.mark.parametrize("size", [10, 100_000, 900_000])
+@pytest.mark.parametrize("cut_every", [5000, 1 << 16, 1 << 30])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_each_end_of_a_response_is_read_however_long_it_is(status: str, size: int, cut_every: int, end: bytes) -> None:
+    output = [{"type": "message", "usage": {"input_tokens": 3}, "content": 'x"{' * size}]
+    last = {"type": f"response.{status}", "response": RESPONSE | {"output": output}, "sequence_number": 9}
+    created = {"type": "response.created", "response": RESPONSE | {"usage": None}}
+    stream = events(created, last, named=True) + b'event: x\ndata: {"type":"x"}\n\n'
+    assert read(RESPONSES, stream.replace(b"\n", end), SSE, cut_every=cut_every) == Reading(
+        RESPONSE_READ, "gpt-5-2025-08-07", "priority", is_complete=True, object_id="resp_67"
+    )
+
+
+@pytest.mark.parametrize("offset", range(-3, 4))
+def test_an_event_behind_a_long_one_is_read_wherever_the_bound_falls(offset: int) -> None:
+    long = events({"type": "x", "y": "y" * (300_000 + offset)})
+    stream = long + events(chunk("", choices=[], usage=CHAT_USAGE), "[DONE]")
+    for border in range(len(long) - 4, len(long) + 4):
+        reading = reader(CHAT, SSE)
+        reading.feed(stream[:border])
+        reading.feed(stream[border:])
+        result = reading.result()
+        assert (result.usage, result.is_complete) == (CHAT_READ, True)
+
+
+def test_a_failed_response_without_usage_is_an_end() -> None:
+    failed = {"type": "response.failed", "response": RESPONSE | {"usage": None, "status": "failed"}}
+    reading = read(RESPONSES, RESPONSE_STREAM.partition(b"event: response.completed")[0] + events(failed), SSE)
+    assert (reading.usage, reading.is_complete, reading.model) == (None, True, "gpt-5-2025-08-07")
+
+
+@pytest.mark.parametrize(
+    ("path", "last", "usage"),
+    [
+        (
+            IMAGES,
+            {
+                "type": "image_generation.completed",
+                "b64_json": "A" * 900_000,
+                "usage": {"input_tokens": 5, "output_tokens": 6, "input_tokens_details": {"text_tokens": 5}},
+            },
+            Usage(input_tokens=5, image_output_tokens=6, images=1),
+        ),
+        (EDITS, {"type": "image_edit.completed", "b64_json": "A", "usage": None}, Usage(images=1)),
+        (
+            TRANSCRIPTIONS,
+            {
+                "type": "transcript.text.done",
+                "text": "x",
+                "usage": {
+                    "type": "tokens",
+                    "input_tokens": 14,
+                    "output_tokens": 45,
+                    "input_token_details": {"text_tokens": 0, "audio_tokens": 14},
+                },
+            },
+            Usage(audio_input_tokens=14, output_tokens=45),
+        ),
+        (
+            TRANSCRIPTIONS,
+            {"type": "transcript.text.done", "text": "x", "usage": {"type": "duration", "seconds": 7}},
+            Usage(seconds=7),
+        ),
+        (
+            SPEECH,
+            {"type": "speech.audio.done", "usage": {"input_tokens": 14, "output_tokens": 101}},
+            Usage(input_tokens=14, audio_output_tokens=101),
+        ),
+    ],
+    ids=short_id,
+)
+def test_streams_of_media_end_with_their_usage(path: bytes, last: dict[str, Any], usage: Usage) -> None:
+    before = [{"type": "x.partial", "b64_json": "B" * 400_000}, *({"type": "x.delta", "delta": "a"} for _ in range(9))]
+    for cut_every in (10_000, 1 << 30):
+        reading = read(path, events(*before, last, named=True), SSE, cut_every=cut_every)
+        assert (reading.usage, reading.is_complete) == (usage, True)
+
+
+def test_the_usage_of_a_run_is_not_that_of_its_steps() -> None:
+    step = {"id": "step_1", "object": "thread.run.step", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    run = {"id": "run_1", "object": "thread.run", "model": "gpt-4o", "usage": CHAT_USAGE}
+    reading = read(b"/v1/threads/runs", events(step, run, "[DONE]"), SSE)
+    assert (reading.usage, reading.model, reading.is_complete) == (CHAT_READ, "gpt-4o", True)
+    assert read(b"/v1/threads/runs", events(step), SSE).usage is None
+
+
+# Text for an estimate
+
+
+def test_the_text_of_a_stream_without_usage_is_kept() -> None:
+    tool = {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": '{"a":'}}]}
+    halves = [b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n', b'data: {"choices":[{"delta":{"content":']
+    reading = reader(CHAT, SSE)
+    body = events(chunk("Hel"), chunk('lo "x\\\n'), chunk("", choices=[{"delta": tool}]))
+    reading.feed(body + halves[0] + halves[1] + b'"\\ude00')
+    reading.result()
+    sample = reading.output_sample()
+    assert sample.text == 'Hello "x\\\nf{"a":😀'
+    assert sample.seen_bytes == sample.kept_bytes
+
+
+def test_text_is_dropped_once_usage_is_known() -> None:
+    for path, body, kind in ((CHAT, CHAT_STREAM, SSE), (CHAT, dumps(CHAT_REPLY), JSON)):
+        reading = reader(path, kind)
+        reading.feed(body)
+        assert reading.output_sample().text == ""
+
+
+def test_what_is_kept_is_bounded_and_the_rest_is_counted() -> None:
+    event = events(chunk("x" * 100))
+    for kind in (SSE, JSON):
+        reading = reader_for(endpoint_of("POST", CHAT), kind, max_sample_bytes=1000)
+        assert reading is not None
+        for _ in range(2000):
+            reading.feed(event)
+        sample = reading.output_sample()
+        assert sample.kept_bytes <= 1000
+        assert sample.text.startswith("x" * 100)
+        assert sample.seen_bytes == (2000 * len(event) if kind == SSE else sample.seen_bytes)
+
+
+def test_the_text_of_json_and_of_responses_is_kept() -> None:
+    without = {name: value for name, value in CHAT_REPLY.items() if name != "usage"}
+    reading = reader(CHAT)
+    reading.feed(dumps(without))
+    assert reading.output_sample().text == 'Say "usage": {"prompt_tokens": 7}} \\'
+    stream = RESPONSE_STREAM.partition(b"event: response.completed")[0]
+    reading = reader(RESPONSES, SSE)
+    reading.feed(stream)
+    assert reading.output_sample().text == "Hi, {you}!"
+
+
+# Costs
+
+
+def us_per_call(call: Any, *, number: int) -> float:
+    return min(timeit.repeat(call, number=number, repeat=10)) / number * 1e6
+
+
+def test_a_chunk_costs_microseconds_and_a_megabyte_a_millisecond() -> None:
+    piece = events(chunk("Hello", usage=None))
+    reading = reader(CHAT, SSE)
+    assert us_per_call(lambda: reading.feed(piece), number=200) < 5
+    body = b'{"data":[{"b64_json":"' + b"A" * (1 << 20)
+    for path in (IMAGES, EMBEDDINGS):
+        reading = reader(path)
+        reading.feed(body)
+        assert us_per_call(lambda reading=reading: reading.feed(body), number=3) < 2000
+
+
+def test_memory_stays_bounded_on_a_large_answer() -> None:
+    reading = reader(EMBEDDINGS)
+    for _ in range(2000):
+        reading.feed(b"0.0123456," * 1000)
+    assert deep_size(reading) < 1 << 20
+    stream = reader(CHAT, SSE)
+    for _ in range(2000):
+        stream.feed(b"data: 0.0123456," * 1000)
+    assert deep_size(stream) < 1 << 20
+
+
+def deep_size(value: Any) -> int:
+    """Return the bytes of text that an object holds, however deep."""
+    if isinstance(value, bytes | bytearray):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(deep_size, value.values()))
+    if hasattr(value, "__dict__"):
+        return deep_size(vars(value))
+    if hasattr(value, "__slots__"):
+        return sum(deep_size(getattr(value, name, None)) for name in value.__slots__)
+    if isinstance(value, list | tuple) or type(value).__name__ == "deque":
+        return sum(map(deep_size, value))
+    return 0

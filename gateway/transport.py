@@ -1,0 +1,244 @@
+"""Our httpx transport: HTTP/1.1 on httptools, with a keep-alive pool. The bytes are the caller's, both ways.
+
+What goes up is the request's raw headers in their order, the target from `extensions["target"]` or the URL,
+and the body as the headers frame it; what comes down is not decoded. The response's `extensions` also hold
+`raw_headers`, the header fields as a list of byte pairs, at no cost; `response.headers` is built on first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterable
+from typing import Any
+
+import httpx2 as httpx
+
+from gateway.answer import Answer
+from gateway.connect import open_socket, tls_context
+from gateway.connection import Connection, Origin, ReadBuffer
+from gateway.outgoing import Upload, framed, request_head
+
+__all__ = ["PooledTransport", "tls_context"]
+
+# RFC 9110 §9.2.2: what may be sent a second time without being asked to.
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# Bodies up to this go out in one write with their head.
+JOINED_BYTES = 65_536
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NO_LIMITS: dict[str, float | None] = {}
+
+
+class PooledTransport(httpx.AsyncBaseTransport):
+    """For one event loop. Opens as many connections as are asked for at once; keeps `max_idle` of them.
+
+    `extensions["timeout"]` is honoured as httpx does: connect (covers proxy and TLS), read and write, each in
+    seconds or None; pool never runs out. Errors are httpx's. A response must be read to its end or closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy_url: str | None = None,
+        max_idle: int = 512,
+        idle_timeout_s: float = 60.0,
+        connect_timeout_s: float = 10.0,
+    ) -> None:
+        self._ssl_context = ssl_context
+        self._proxy_url = proxy_url
+        self._max_idle = max_idle
+        self._idle_timeout_s = idle_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._buffer = ReadBuffer()
+        self._connections: set[Connection] = set()
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle_count = 0
+        self._reaper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        limits = request.extensions.get("timeout") or _NO_LIMITS
+        call = _Call(request, limits)
+        url = request.url
+        scheme = url.scheme
+        origin = (scheme, url.host, url.port or _DEFAULT_PORTS.get(scheme, 0))
+        connection = self._take_idle(origin)
+        if connection is not None:
+            answer = call.on(connection)
+            try:
+                await answer.head()
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                # The upstream closed the idle connection while the request was on its way.
+                if not (call.repeatable and connection.heard_nothing_of(answer)):
+                    raise
+                connection = None
+        if connection is None:
+            connection = await self._connect(origin, limits.get("connect", self._connect_timeout_s))
+            answer = call.on(connection)
+            await answer.head()
+        return _Response(answer)
+
+    async def aclose(self) -> None:
+        """Abort every connection, those in use too; requests after this raise RuntimeError."""
+        self._closed = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for connection in list(self._connections):
+            connection.fail(httpx.ReadError("the transport was closed"))
+        await asyncio.sleep(0)
+
+    # Opening
+
+    async def _connect(self, origin: Origin, limit_s: float | None) -> Connection:
+        try:
+            async with asyncio.timeout(limit_s):
+                connection = await self._open(origin)
+        except TimeoutError as exc:
+            raise httpx.ConnectTimeout(f"no connection to {origin[1]}:{origin[2]} within {limit_s} s") from exc
+        if self._closed:
+            connection.abort()
+            raise RuntimeError("the transport was closed")
+        self._connections.add(connection)
+        return connection
+
+    async def _open(self, origin: Origin) -> Connection:
+        scheme, host, port = origin
+        if scheme not in _DEFAULT_PORTS or not host:
+            raise httpx.UnsupportedProtocol(f"an http:// or https:// URL is needed, not {scheme}://{host}")
+        if self._closed:
+            raise RuntimeError("the transport was closed")
+        sock = await open_socket(host, port, proxy_url=self._proxy_url)
+        connection = Connection(origin, buffer=self._buffer, on_free=self._keep, on_lost=self._forget)
+        loop = connection.loop
+        socket_transport, _ = await loop.create_connection(lambda: connection, sock=sock)
+        if scheme == "https":
+            try:
+                # Not create_connection(ssl=...): it hides the socket's transport (see Connection.use).
+                transport = await loop.start_tls(
+                    socket_transport, connection, self._tls_context(), server_hostname=host
+                )
+            except BaseException as exc:
+                socket_transport.abort()
+                if isinstance(exc, OSError):
+                    raise httpx.ConnectError(f"no TLS with {host}:{port}: {exc}") from exc
+                raise
+            connection.use(transport, over=socket_transport)
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = tls_context(extra_ca_file=None)
+        return self._ssl_context
+
+    # Keeping
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        """The connection used last, of those known to be alive: most others may then grow old and go."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            self._idle_count -= 1
+            if connection.usable:
+                return connection
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        if self._closed or self._idle_count >= self._max_idle:
+            connection.abort()
+            return
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
+        idle.append(connection)
+        self._idle_count += 1
+        connection.idle_since_s = connection.loop.time()
+        if self._reaper is None:
+            self._reaper = connection.loop.call_later(self._idle_timeout_s, self._reap, connection.loop)
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+            self._idle_count -= 1
+
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close what has been idle too long; come back when the next one will have been."""
+        oldest_s = loop.time() - self._idle_timeout_s
+        next_s = None
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since_s <= oldest_s:
+                self._idle_count -= 1
+                idle.pop(0).abort()
+            if not idle:
+                del self._idle[origin]
+            elif next_s is None or idle[0].idle_since_s < next_s:
+                next_s = idle[0].idle_since_s
+        self._reaper = None
+        if next_s is not None:
+            self._reaper = loop.call_at(next_s + self._idle_timeout_s, self._reap, loop)
+
+
+class _Call:
+    """One request made ready for the wire, so that it may go out twice."""
+
+    __slots__ = ("_head", "_limits", "_method", "_rest", "_upload")
+
+    def __init__(self, request: httpx.Request, limits: dict[str, float | None]) -> None:
+        target = request.extensions.get("target") or request.url.raw_path
+        head, length = request_head(request.method, target, request.headers.raw)
+        stream: Any = request.stream
+        self._method = request.method
+        self._limits = limits
+        self._rest = b""
+        self._upload: Upload | None = None
+        if isinstance(stream, httpx.ByteStream):
+            body = framed(b"".join(stream), length)
+            if len(body) <= JOINED_BYTES:
+                head += body
+            else:
+                self._rest = body
+        elif isinstance(stream, AsyncIterable):
+            self._upload = Upload(stream, length=length, write_timeout_s=limits.get("write"))
+        else:
+            raise httpx.LocalProtocolError("a request stream that is not async")
+        self._head = head
+
+    @property
+    def repeatable(self) -> bool:
+        return self._upload is None and self._method in IDEMPOTENT
+
+    def on(self, connection: Connection) -> Answer:
+        answer = connection.ask(
+            self._head, self._rest, bodyless=self._method == "HEAD", read_timeout_s=self._limits.get("read")
+        )
+        if self._upload is not None:
+            connection.upload(self._upload.run(connection))
+        return answer
+
+
+class _Response(httpx.Response):
+    """A response that builds its `Headers` when somebody looks: 4 µs for 14 fields."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._lazy_headers: httpx.Headers | None = None
+        self._fields = answer.fields
+        extensions = {
+            "http_version": answer.http_version,
+            "reason_phrase": answer.reason,
+            "raw_headers": answer.fields,
+        }
+        super().__init__(answer.status, stream=answer, extensions=extensions)
+        self._lazy_headers = None
+
+    @property
+    def headers(self) -> httpx.Headers:
+        if self._lazy_headers is None:
+            self._lazy_headers = httpx.Headers(self._fields)
+        return self._lazy_headers
+
+    @headers.setter
+    def headers(self, headers: httpx.Headers) -> None:
+        self._lazy_headers = headers

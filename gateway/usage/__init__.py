@@ -1,0 +1,46 @@
+"""Token counts from what an upstream said: JSON bodies, event streams, WebSocket messages. Pure."""
+
+from __future__ import annotations
+
+from gateway.endpoints import Endpoint, Meter
+from gateway.usage.facts import PromptSample, RequestFacts, multipart_facts, prompt_sample, request_facts
+from gateway.usage.json_reader import JsonReader
+from gateway.usage.reading import Reading, UsageReader
+from gateway.usage.sample import OutputSample
+from gateway.usage.sockets import RealtimeReader, RealtimeReading
+from gateway.usage.sse_reader import SseReader
+
+__all__ = [
+    "OutputSample",
+    "PromptSample",
+    "Reading",
+    "RealtimeReader",
+    "RealtimeReading",
+    "RequestFacts",
+    "UsageReader",
+    "multipart_facts",
+    "prompt_sample",
+    "reader_for",
+    "request_facts",
+]
+
+MAX_SAMPLE_BYTES = 64 << 10
+# Answers that are nothing but a file.
+_OPAQUE = (b"audio/", b"image/", b"video/", b"application/octet-stream", b"application/zip", b"application/sdp")
+
+
+def reader_for(
+    endpoint: Endpoint, content_type: bytes, *, max_sample_bytes: int = MAX_SAMPLE_BYTES
+) -> UsageReader | None:
+    """Return a reader for an answer with this Content-Type; None where there is nothing to read.
+
+    An answer of no or an unexpected type is taken for JSON. `max_sample_bytes` bounds what is held for an estimate.
+    """
+    if endpoint.meter is Meter.NONE or endpoint.meter is Meter.REALTIME:
+        return None
+    kind = content_type[:64].lower()
+    if kind.startswith(b"text/event-stream"):
+        return SseReader(endpoint.meter, max_sample_bytes=max_sample_bytes)
+    if kind.startswith(_OPAQUE):
+        return None
+    return JsonReader(endpoint.meter, max_sample_bytes=max_sample_bytes)

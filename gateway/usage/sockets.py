@@ -1,0 +1,161 @@
+"""Usage from the messages of a WebSocket: realtime and live sessions, and responses over a socket. Pure."""
+
+from __future__ import annotations
+
+import operator
+
+import msgspec
+from msgspec import Raw, Struct
+
+from billing.events import Usage
+from gateway.endpoints import Meter
+from gateway.usage.shapes import UNREADABLE, name_in, reply_in, usage_in
+
+_REMEMBERED_IDS = 4096
+_MOST_MODELS = 16
+_LOOK_FOR_KIND_IN = 160
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_RESPONSES = {"response.done", "response.completed", "response.incomplete", "response.failed"}
+_SESSIONS = {"session.created", "session.updated", "session.started"}
+_SECONDS = {"session.usage.updated", "session.closed"}
+# Nearly all of a session's bytes. The type stands first in OpenAI's messages; elsewhere it costs a longer look.
+_DELTA_TEXT, _DELTA_BYTES = '.delta"', b'.delta"'
+_counts = operator.attrgetter(*Usage.__struct_fields__)
+
+
+class RealtimeReading(Struct, frozen=True):
+    """What one model used on a socket since the last look.
+
+    `is_transcription`: of the model that writes down what is said to a realtime model, which has its own price.
+    """
+
+    usage: Usage
+    model: str = ""
+    service_tier: str = ""
+    is_transcription: bool = False
+
+
+class _Transcription(Struct):
+    model: Raw = Raw()
+
+
+class _AudioInput(Struct):
+    transcription: _Transcription | None = None
+
+
+class _Audio(Struct):
+    input: _AudioInput | None = None
+
+
+class _Session(Struct):
+    model: Raw = Raw()
+    audio: _Audio | None = None
+    input_audio_transcription: _Transcription | None = None
+
+
+class _Message(Struct):
+    type: Raw = Raw()
+    response: Raw = Raw()
+    session: Raw = Raw()
+    usage: Raw = Raw()
+    item_id: Raw = Raw()
+    content_index: Raw = Raw()
+
+
+_message_in = msgspec.json.Decoder(_Message).decode
+_session_in = msgspec.json.Decoder(_Session).decode
+
+
+class RealtimeReader:
+    """Adds up what the responses on one socket used, each of them once, by model. Never raises.
+
+    `model` is the one asked for in the handshake, "" if none: a realtime response does not say its own.
+    """
+
+    def __init__(self, model: str = "") -> None:
+        self.model = model
+        self.transcription_model = ""
+        self._seen: dict[str, None] = {}
+        self._used: dict[tuple[str, str, bool], Usage] = {}
+        self._live_seconds = 0.0
+
+    def feed(self, message: str | bytes) -> None:
+        """Take a message of the upstream's."""
+        # The beginning is enough to know a piece of audio or text by.
+        if isinstance(message, str):
+            if _DELTA_TEXT in message[:_LOOK_FOR_KIND_IN]:
+                return
+        elif _DELTA_BYTES in message[:_LOOK_FOR_KIND_IN]:
+            return
+        try:
+            read = _message_in(message)
+        except UNREADABLE:
+            return
+        kind = name_in(read.type)
+        if kind in _RESPONSES:
+            self._take_response(read)
+        elif kind == _TRANSCRIBED:
+            self._take_transcription(read)
+        elif kind in _SESSIONS:
+            self._take_session(read)
+        elif kind in _SECONDS:
+            self._take_seconds(read)
+
+    def take(self) -> list[RealtimeReading]:
+        """Return what was used since the last call: at the end of a session, and now and then within it."""
+        taken = [
+            RealtimeReading(usage, model, tier, is_transcription)
+            for (model, tier, is_transcription), usage in self._used.items()
+        ]
+        self._used.clear()
+        return taken
+
+    def _take_response(self, read: _Message) -> None:
+        try:
+            response = reply_in(read.response)
+        except UNREADABLE:
+            return
+        usage = usage_in(response.usage, Meter.REALTIME)
+        if usage is not None and self._is_new(name_in(response.id)):
+            self._add(usage, name_in(response.model) or self.model, name_in(response.service_tier))
+
+    def _take_transcription(self, read: _Message) -> None:
+        usage = usage_in(read.usage, Meter.TRANSCRIPTION)
+        if usage is not None and self._is_new(f"{name_in(read.item_id)} {bytes(read.content_index)[:8]!r}"):
+            self._add(usage, self.transcription_model, "", is_transcription=True)
+
+    def _take_session(self, read: _Message) -> None:
+        try:
+            session = _session_in(read.session)
+        except UNREADABLE:
+            return
+        self.model = name_in(session.model) or self.model
+        transcription = session.input_audio_transcription
+        if session.audio and session.audio.input:
+            transcription = session.audio.input.transcription
+        if transcription:
+            self.transcription_model = name_in(transcription.model) or self.transcription_model
+
+    def _take_seconds(self, read: _Message) -> None:
+        usage = usage_in(read.usage, Meter.REALTIME)
+        if usage is not None and usage.seconds > self._live_seconds:
+            # A live session says its total so far, each time.
+            self._add(Usage(seconds=usage.seconds - self._live_seconds), self.model, "")
+            self._live_seconds = usage.seconds
+
+    def _is_new(self, identity: str) -> bool:
+        if identity in self._seen:
+            return False
+        if identity:
+            self._seen[identity] = None
+        if len(self._seen) > _REMEMBERED_IDS:
+            del self._seen[next(iter(self._seen))]
+        return True
+
+    def _add(self, usage: Usage, model: str, tier: str, *, is_transcription: bool = False) -> None:
+        used = self._used
+        place = (model, tier, is_transcription)
+        if place not in used and len(used) >= _MOST_MODELS:
+            place = (self.model, "", is_transcription)
+        before = used.get(place)
+        used[place] = usage if before is None else Usage(*map(operator.add, _counts(before), _counts(usage)))

@@ -1,0 +1,19 @@
+"""gunicorn's settings: the production command is `gunicorn -c python:proxysite.gunicorn_conf`."""
+
+from proxysite import settings
+
+wsgi_app = "proxysite.asgi:application"
+worker_class = "proxysite.server.GatewayWorker"
+bind = [f"[{settings.HOST}]:{settings.PORT}" if ":" in settings.HOST else f"{settings.HOST}:{settings.PORT}"]
+workers = settings.WORKERS
+backlog = 4096
+keepalive = int(settings.KEEPALIVE_SECONDS)
+timeout = 60
+# Longer than the worker's own limit: see GatewayWorker.
+graceful_timeout = settings.GRACEFUL_TIMEOUT_SECONDS + 5
+worker_tmp_dir = str(settings.VAR_DIR)
+control_socket_disable = True
+proc_name = "proxysite"
+accesslog = None
+errorlog = "-"
+loglevel = settings.LOG_LEVEL.lower()

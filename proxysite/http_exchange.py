@@ -1,0 +1,260 @@
+"""One HTTP request and its response on a connection: framing, flow control, and ends that look like what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError, ResponseCutError
+
+if TYPE_CHECKING:
+    from proxysite.http_protocol import HTTPProtocol
+
+logger = logging.getLogger("proxysite.server")
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+_DISCONNECT = {"type": "http.disconnect"}
+_BUFFERED_BODY_BYTES = 64 * 1024
+# Until a closing connection whose peer does not read is dropped, and until one is reset.
+_FLUSH_SECONDS = 30.0
+_RESET_SECONDS = 0.5
+
+
+class Exchange:
+    """What uvicorn calls a cycle: `receive` and `send` of one run of the ASGI application.
+
+    `scope["on_disconnect"]` takes a callback for the moment the client leaves, once the request's body has been
+    received: cheaper than a task that awaits `receive`.
+    """
+
+    __slots__ = (
+        "_body_delivered",
+        "_bytes_left",
+        "_chunked",
+        "_expects_continue",
+        "_has_body",
+        "_head",
+        "_on_disconnect",
+        "_parts",
+        "_parts_bytes",
+        "_trailers_follow",
+        "_waiter",
+        "disconnected",
+        "flow",
+        "keep_alive",
+        "more_body",
+        "protocol",
+        "response_complete",
+        "response_started",
+        "scope",
+        "task",
+        "transport",
+    )
+
+    def __init__(self, protocol: HTTPProtocol, scope: dict[str, Any], *, expects_continue: bool, keep_alive: bool):
+        self.protocol = protocol
+        self.scope = scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None
+        self.disconnected = False
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self._expects_continue = expects_continue
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._body_delivered = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
+        self._head = b""
+        self._has_body = True
+        self._chunked = False
+        self._bytes_left = -1
+        self._trailers_follow = False
+        scope["on_disconnect"] = self.on_disconnect
+
+    # From the connection
+
+    def feed_body(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._parts_bytes += len(part)
+        if self._parts_bytes > _BUFFERED_BODY_BYTES:
+            self.flow.pause_reading()
+        self._wake()
+
+    def end_body(self) -> None:
+        self.more_body = False
+        self._wake()
+
+    def disconnect(self) -> None:
+        """The client has left, or is not to be spoken to any more."""
+        if self.disconnected:
+            return
+        self.disconnected = True
+        self._wake()
+        if self._on_disconnect is not None and not self.response_complete:
+            self._on_disconnect()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # To the application
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        self._on_disconnect = callback
+        self.flow.resume_reading()  # a connection that is not read from cannot be seen to end
+        if self.disconnected:
+            callback()
+
+    async def receive(self) -> dict[str, Any]:
+        if self._expects_continue:
+            self._expects_continue = False
+            if not self.response_started and not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.disconnected or self.response_complete):
+            if self._parts or not (self.more_body or self._body_delivered):
+                self._body_delivered = not self.more_body
+                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts.clear()
+                self._parts_bytes = 0
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self.flow.resume_reading()
+            self._waiter = self.protocol.loop.create_future()
+            await self._waiter
+        return _DISCONNECT
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.body" and self.response_started and not self.response_complete:
+            self._continue(message.get("body", b""), message.get("more_body", False))
+        elif kind == "http.response.start" and not self.response_started:
+            self._start(message)
+        elif kind == "http.response.trailers" and self._trailers_follow and not self.response_complete:
+            lines = [b"%b: %b\r\n" % pair for pair in message.get("headers", ())]
+            self._end(b"0\r\n" + b"".join(lines) + b"\r\n")
+        else:
+            raise RuntimeError(f"ASGI message {kind!r} out of order")
+
+    def _start(self, message: dict[str, Any]) -> None:
+        self.response_started = True
+        status = message["status"]
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        self._has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
+        has_date = has_close = False
+        for name, value in message.get("headers", ()):
+            lower = name.lower()
+            if lower == b"content-length":
+                self._bytes_left = int(value)
+            elif lower == b"date":
+                has_date = True
+            elif lower == b"connection":
+                has_close = value.lower() == b"close"
+            elif lower == b"transfer-encoding":
+                continue
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if not has_date:
+            lines += [b"%b: %b\r\n" % pair for pair in self.protocol.server_state.default_headers]
+        if self._has_body and self._bytes_left < 0:
+            if self.scope["http_version"] == "1.1":
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if has_close or (self.more_body and status >= 400) or self.protocol.draining:
+            self.keep_alive = False
+        if not self.keep_alive and not has_close:
+            lines.append(b"connection: close\r\n")
+        self._trailers_follow = self._chunked and message.get("trailers", False)
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise RuntimeError("a response header field holds a line break")
+        # Held back until the first body part, which is often there at once: one packet then holds both.
+        self._head = head + b"\r\n"
+        self.protocol.loop.call_soon(self._flush_head)
+
+    def _flush_head(self) -> None:
+        if self._head and not self.disconnected:
+            head, self._head = self._head, b""
+            self.transport.write(head)
+
+    def _continue(self, body: bytes, more_body: bool) -> None:
+        if not self._has_body:
+            body = b""
+        elif self._chunked:
+            if body:
+                body = b"%x\r\n%b\r\n" % (len(body), body)
+        elif self._bytes_left >= 0:
+            self._bytes_left -= len(body)
+            if self._bytes_left < 0:
+                raise RuntimeError("the response body is longer than its Content-Length")
+        if not more_body and not self._trailers_follow:
+            self._end(body + b"0\r\n\r\n" if self._chunked else body)
+        elif body:
+            if self._head:
+                body, self._head = self._head + body, b""
+            self.transport.write(body)
+
+    def _end(self, last: bytes) -> None:
+        if self._head:
+            last, self._head = self._head + last, b""
+        if last:
+            self.transport.write(last)
+        if self._has_body and self._bytes_left > 0:
+            raise ResponseCutError("the response body is shorter than its Content-Length")
+        self.response_complete = True
+        self._wake()
+        self.protocol.response_ended(self)
+
+    async def run(self, app: Any) -> None:
+        """Run the application; whatever goes wrong, the client sees a whole response or a cut one."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.response_complete or self.disconnected):
+                raise ResponseCutError("the application ended before its response did")
+        except (ResponseCutError, asyncio.CancelledError):
+            self.cut()
+        except Exception:
+            # The edge of the process: nobody above could still answer.
+            logger.exception("the application failed")
+            if self.response_started:
+                self.cut()
+            else:
+                self.protocol.refuse(GatewayError("Internal server error."))
+        finally:
+            self.protocol.exchange_ended(self)
+
+    def cut(self) -> None:
+        """End the connection so that the client can tell the response from a whole one."""
+        self._flush_head()
+        if self.disconnected:
+            return
+        if self.response_started and self._has_body and (self._chunked or self._bytes_left > 0):
+            self.transport.close()  # what was written still goes out; its framing shows the cut
+            self.protocol.loop.call_later(_FLUSH_SECONDS, self.transport.abort)
+        else:
+            # A body that ends with the connection is only cut by a reset. Not at once: a reset overtakes
+            # what was written before it.
+            self.protocol.loop.call_later(_RESET_SECONDS, _reset, self.transport)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    if not transport.is_closing():
+        with contextlib.suppress(OSError):
+            linger = struct.pack("ii", 1, 0)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    transport.abort()

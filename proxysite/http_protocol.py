@@ -1,0 +1,336 @@
+"""One client's connection: uvicorn's protocol, with the bounds and the strictness that it leaves out.
+
+uvicorn's own bounds neither the bytes nor the time of a request's head, cannot end a response visibly cut, answers
+HTTP/1.0 in chunks, refuses a 304 with a length, and knows no methods but llhttp's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import logging
+import math
+import re
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
+from proxysite import settings
+from proxysite.http_exchange import Exchange
+
+logger = logging.getLogger("proxysite.server")
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
+_LONGEST_METHOD = 64
+_STAND_IN_METHOD = b"POST"
+_LINGER_SECONDS = 30.0
+_DRAIN_SECONDS = 1.0
+
+
+class HTTPProtocol(HttpToolsProtocol):
+    """Reads requests, runs one exchange after the other; `sweep`, called now and then, ends what is overdue."""
+
+    cycle: Exchange | None  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.draining = False
+        # When this connection is to be closed, on the loop's clock: a number that is moved costs nothing where
+        # a timer for each request would.
+        self._deadline = math.inf
+        self._is_idle = True
+        self._in_head = False
+        self._head_bytes = 0
+        self._refused = False
+        self._method: bytes | None = None
+        self._method_bytes = b""
+        self._unknown_method_begun = False
+        self._messages_in_feed = 0
+
+    # The connection
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.time() + settings.HEADER_TIMEOUT_SECONDS
+        self._is_idle = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        self._deadline = math.inf
+        for waiting, _ in self.pipeline:
+            waiting.disconnected = True
+        self.pipeline.clear()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnect()
+        self.flow.resume_writing()
+        self.transport.close()
+        self.parser = None  # type: ignore[assignment]
+
+    def sweep(self, now: float) -> None:
+        """Close the connection if its time is up: to send a head, to be idle, or to read a last answer."""
+        if now > self._deadline and not self.transport.is_closing():
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Let a running response end, and a request that is already on its way be answered; then close."""
+        self.draining = True
+        if self.cycle is None or self.cycle.response_complete:
+            self._deadline = min(self._deadline, self.loop.time() + _DRAIN_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._is_idle:
+            self._is_idle = False
+            self._deadline = self.loop.time() + settings.HEADER_TIMEOUT_SECONDS
+        self._head_bytes += len(data)
+        if self._unknown_method_begun:
+            self._unknown_method_begun = False
+            self._feed_unknown_method(self._method_bytes + data)
+        else:
+            self._feed(data)
+        if self._in_head and not self._refused:
+            if self.url:
+                self._method_bytes = b""
+            elif not self._unknown_method_begun:
+                # So far only part of a method: kept, in case it is one that llhttp does not know.
+                self._method_bytes = (self._method_bytes + data)[: _LONGEST_METHOD + 8]
+            self._check_head_bytes(self._head_bytes)
+
+    def _feed(self, data: bytes) -> None:
+        between_messages = self.cycle is None or not self.cycle.more_body
+        self._messages_in_feed = 0
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserInvalidMethodError as exc:
+            if between_messages and self._messages_in_feed <= 1:
+                self._feed_unknown_method(self._method_bytes + data)
+            else:
+                self._invalid(exc)
+        except httptools.HttpParserUpgrade as exc:
+            self._upgrade(data[exc.args[0] :])
+        except httptools.HttpParserError as exc:
+            self._invalid(exc)
+
+    def _feed_unknown_method(self, data: bytes) -> None:
+        """Read a request whose method llhttp does not know, under the name of one that it knows.
+
+        `data` begins with the method: nothing of an earlier request may be read a second time.
+        """
+        self._method_bytes = b""
+        method, blank, rest = data.lstrip(b"\r\n").partition(b" ")
+        if len(method) > _LONGEST_METHOD or not _TOKEN.fullmatch(method):
+            self.refuse(BadRequestError("This is not a valid HTTP/1.1 request."))
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        if not blank:
+            self._method_bytes = data
+            self._unknown_method_begun = True
+            return
+        self._method = method
+        self._feed(_STAND_IN_METHOD + b" " + rest)
+
+    def _invalid(self, exc: Exception) -> None:
+        logger.debug("refused: %s", exc)
+        self.refuse(BadRequestError("This is not a valid HTTP/1.1 request."))
+
+    def _upgrade(self, rest: bytes) -> None:
+        if self._refused:
+            return
+        if self._should_upgrade() and self.scope["method"] == "GET":
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.refuse(BadRequestError("A WebSocket handshake cannot follow an unanswered request."))
+                return
+            self._deadline = math.inf
+            self.handle_websocket_upgrade()
+            if rest:
+                self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
+            return
+        # An upgrade that is not taken (h2c, from clients that always offer it) is an ordinary request.
+        kept = [(n, v) for n, v in self.headers if n not in (b"upgrade", b"http2-settings", b"connection")]
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        head += [b"%b: %b\r\n" % pair for pair in kept]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"".join(head) + b"\r\n" + rest)
+
+    def _get_upgrade(self) -> bytes | None:
+        # uvicorn's looks at the last Connection field only.
+        tokens = {part.strip().lower() for n, v in self.headers if n == b"connection" for part in v.split(b",")}
+        asked = [value.lower() for name, value in self.headers if name == b"upgrade"]
+        return asked[-1] if asked and b"upgrade" in tokens else None
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error of the server's own and close; nothing more is read from this connection."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        exchange = self.cycle
+        if exchange is not None and not exchange.response_complete:
+            exchange.disconnect()
+            if exchange.response_started:
+                self.transport.abort()
+                return
+        body = error_body(error)
+        head = (
+            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
+            "content-type: application/json; charset=utf-8\r\naccess-control-allow-origin: *\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close once the client has read the answer: closing on unread bytes would reset the connection."""
+        self._refused = True
+        with contextlib.suppress(OSError, RuntimeError):  # the client may have left already
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._deadline = self.loop.time() + _LINGER_SECONDS
+
+    # A request's head
+
+    def _check_head_bytes(self, head_bytes: int) -> bool:
+        """Refuse a head that is too large; return whether it was."""
+        too_large = head_bytes > settings.MAX_HEADER_BYTES
+        if too_large:
+            self.refuse(HeadersTooLargeError(f"The request's header fields exceed {settings.MAX_HEADER_BYTES} bytes."))
+        return too_large
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "headers": self.headers,
+            "state": self.app_state,
+        }
+        self.scope = scope  # type: ignore[assignment]
+        self._messages_in_feed += 1
+        self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer, which nothing behind this server could be told of
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        fed_bytes, self._head_bytes = self._head_bytes, 0
+        method = self._method or self.parser.get_method()
+        self._method = None
+        if self._refused:
+            return
+        if fed_bytes > settings.MAX_HEADER_BYTES:
+            # What was fed may hold more than the head.
+            head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if self._check_head_bytes(head_bytes):
+                return
+        if method == b"CONNECT":
+            self.refuse(BadRequestError("This is no tunnel to other hosts."))
+            return
+        self.scope["method"] = method.decode("ascii")
+        if self.parser.should_upgrade():
+            return  # llhttp raises HttpParserUpgrade next
+        try:
+            self._describe()
+        except BadRequestError as error:
+            self.refuse(error)
+            return
+        self._deadline = math.inf
+        self._start_exchange()
+
+    def _describe(self) -> None:
+        """Complete the ASGI scope; `scope["target"]` is path and query as they stood on the wire."""
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadRequestError(f"HTTP/{version} is not spoken here.")
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+                raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
+        if hosts != 1 and version == "1.1":
+            raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
+        url = self.url
+        if url[:1] != b"/":
+            # Absolute form (RFC 9112 §3.2.2) says what `Host` says: where to is settled here, not by clients.
+            parts = _ABSOLUTE_FORM.fullmatch(url)
+            if parts is None:
+                raise BadRequestError("The request target is not a path.")
+            url = parts[1]
+        if b"#" in url:
+            raise BadRequestError("A request target has no fragment.")
+        path, _, query = url.partition(b"?")
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope["http_version"] = version
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["target"] = url
+
+    # Exchanges
+
+    def _start_exchange(self) -> None:
+        previous = self.cycle
+        exchange = Exchange(
+            self,
+            self.scope,  # type: ignore[arg-type]
+            expects_continue=self.expect_100_continue,
+            keep_alive=self.scope["http_version"] == "1.1" and self.parser.should_keep_alive(),
+        )
+        self.cycle = exchange
+        if previous is None or previous.response_complete:
+            self._run(exchange)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def _run(self, exchange: Exchange) -> None:
+        exchange.task = self.loop.create_task(exchange.run(self.app))
+        self.tasks.add(exchange.task)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Forget an exchange whose application has returned."""
+        if exchange.task is not None:
+            self.tasks.discard(exchange.task)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.cycle
+        if exchange is not None and not exchange.response_complete and not self._refused:
+            exchange.feed_body(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self.cycle
+        if exchange is not None and exchange.more_body and not self.parser.should_upgrade():
+            exchange.end_body()
+
+    def response_ended(self, exchange: Exchange) -> None:
+        """Go on with the connection: the next pipelined request, keep-alive, or the end."""
+        if self.transport.is_closing():
+            return
+        if exchange.more_body:
+            self._linger()
+        elif not exchange.keep_alive:
+            self.transport.close()
+        elif self.pipeline:
+            waiting: Any = self.pipeline.pop()[0]
+            self._run(waiting)
+        else:
+            self.flow.resume_reading()
+            self._is_idle = True
+            self._head_bytes = 0
+            idle_s = _DRAIN_SECONDS if self.draining else settings.KEEPALIVE_SECONDS
+            self._deadline = self.loop.time() + idle_s

@@ -1,0 +1,79 @@
+"""gunicorn's worker: one process, one event loop, many streams."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import signal
+import sys
+
+from gunicorn.arbiter import Arbiter
+from uvicorn.server import Server
+from uvicorn_worker import UvicornWorker
+
+from proxysite import settings
+from proxysite.http_protocol import HTTPProtocol
+from proxysite.websocket import WebSocketProtocol
+
+_SWEEP_SECONDS = min(1.0, settings.HEADER_TIMEOUT_SECONDS / 4, settings.KEEPALIVE_SECONDS / 4)
+
+
+class GatewayWorker(UvicornWorker):
+    """uvicorn under gunicorn, with our protocols, and a shutdown that lets streams say that they were cut."""
+
+    CONFIG_KWARGS = {
+        "loop": "uvloop",
+        "http": HTTPProtocol,
+        "ws": WebSocketProtocol,
+        "ws_max_size": settings.WEBSOCKET_MAX_MESSAGE_BYTES,
+        "ws_per_message_deflate": False,
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        # The worker cancels what still runs by itself, so that streams can say that they were cut;
+        # the master would only kill it.
+        "timeout_graceful_shutdown": settings.GRACEFUL_TIMEOUT_SECONDS,
+    }
+
+    def init_process(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        super().init_process()
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = Server(self.config)
+        # What the master sends on Ctrl-C; uvicorn's own handlers are for SIGTERM and SIGINT.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
+        # What was imported stays for good: the collector need not look at it with every few requests.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        # uvicorn reports to the master only while it accepts connections; the master kills the silent,
+        # streams that may still finish included.
+        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(_sweep(server))]
+        try:
+            await server.serve(sockets=self.sockets)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    async def _beat(self) -> None:
+        while True:
+            self.notify()
+            await asyncio.sleep(1)
+
+
+async def _sweep(server: Server) -> None:
+    """Close connections whose time is up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        now = loop.time()
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, HTTPProtocol):
+                connection.sweep(now)

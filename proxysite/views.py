@@ -1,0 +1,72 @@
+"""The first page, and whether this instance is ready to serve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.cache import cache
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+
+@require_safe
+def landing(request: HttpRequest) -> HttpResponse:
+    address = settings.PUBLIC_URL or f"{request.scheme}://{request.get_host()}"
+    key = settings.SANDBOX_KEY if settings.SANDBOX_ENABLED else "$OPENAI_API_KEY"
+    return render(request, "landing.html", {"address": address, "key": key, "sandbox": settings.SANDBOX_ENABLED})
+
+
+@never_cache
+@require_safe
+async def readyz(request: HttpRequest) -> JsonResponse:
+    """Answer 200, or 503 with the parts that are bad: `{"status", "checks": {part: "ok" | what is wrong}}`."""
+    checks = await sync_to_async(readiness)()
+    is_ready = all(finding == "ok" for finding in checks.values())
+    return JsonResponse({"status": "ok" if is_ready else "error", "checks": checks}, status=200 if is_ready else 503)
+
+
+def readiness() -> dict[str, str]:
+    """Return what is wrong with each part that serving needs, "ok" where nothing is."""
+    return {
+        "database": _finding(_database),
+        "migrations": _finding(_migrations),
+        "cache": _finding(_cache),
+        "journal": _finding(_journal),
+    }
+
+
+def _finding(check: Callable[[], str]) -> str:
+    try:
+        return check() or "ok"
+    except Exception as exc:  # a health check reports whatever is wrong, by name: messages may hold addresses
+        return f"failed: {type(exc).__name__}"
+
+
+def _database() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return ""
+
+
+def _migrations() -> str:
+    executor = MigrationExecutor(connection)
+    pending = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return f"{len(pending)} pending" if pending else ""
+
+
+def _cache() -> str:
+    cache.set("readyz", "1", 10)
+    return "" if cache.get("readyz") == "1" else "a value did not come back"
+
+
+def _journal() -> str:
+    directory = settings.JOURNAL_DIR
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return "" if os.access(directory, os.W_OK | os.X_OK) else "the directory is not writable"

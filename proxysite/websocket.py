@@ -1,0 +1,225 @@
+"""The server's side of a WebSocket: uvicorn's protocol, without what a proxy cannot have.
+
+uvicorn logs paths with their query strings, resets connections on which the client is still sending, answers
+every ping however full its buffer, takes a client that is held up for a dead one, and is silent where a
+handshake breaks websockets' limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import secrets
+from typing import Any
+
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
+from websockets.frames import Frame
+from websockets.protocol import OPEN
+
+from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, ShuttingDownError, error_body
+from gateway.websocket import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
+from proxysite import settings
+
+logger = logging.getLogger("proxysite.websocket")
+# For what is inherited: it logs query strings at INFO, header fields and messages at DEBUG.
+_silence = logging.getLogger("proxysite.websocket.inherited")
+_silence.setLevel(logging.CRITICAL + 1)
+
+_LINGER_SECONDS = 5.0
+_TOO_LARGE = (RequestLineTooLong, HeaderLineTooLong, TooManyHeaders)
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One client's WebSocket. `scope["target"]` is path and query as they stood on the wire.
+
+    A `websocket.disconnect` has a `reason` where the client has sent a close frame, and only there. A
+    `websocket.close` with the code 1005 sends a close frame without a code.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = self.conn.logger = _silence
+        self.conn.debug = False
+        self.default_headers = []  # the upstream's answer has a Date of its own
+        self._keepalive = Keepalive(
+            settings.WEBSOCKET_PING_SECONDS,
+            ping=self._ping,
+            give_up=lambda: self._part(1011, "keepalive ping timeout"),
+            is_held_up=lambda: self.read_paused or not self.writable.is_set(),
+        )
+        self._assembler = Assembler()
+        self._waiting_bytes = 0
+        self._owed_pong = b""
+        self._parted = False
+
+    # The application
+
+    async def run_asgi(self) -> None:
+        self.scope["target"] = self.request.path.encode("ascii")  # type: ignore[typeddict-unknown-key]
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except (ClientDisconnected, asyncio.CancelledError):
+            pass
+        except Exception:
+            logger.exception("the application failed")
+            if self.handshake_complete:
+                self._part(1011)
+            else:
+                self._refuse(GatewayError("Internal server error."))
+        if self.close_timer is not None:
+            self.loop.call_later(self.close_timeout + _LINGER_SECONDS, self.transport.abort)
+        elif not self._parted:
+            self.transport.close()
+
+    async def receive(self) -> Any:
+        message = await self.queue.get()
+        if self.queue.empty():
+            self._waiting_bytes = 0
+            if self.read_paused:
+                self._resume_reading()
+        return message
+
+    async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self.close_sent or self.transport.is_closing():
+            raise ClientDisconnected
+        if message["type"] == "websocket.close" and message["code"] == NO_CODE:
+            message = {**message, "code": None}
+        await super().send(message)
+
+    # From the client
+
+    def data_received(self, data: bytes) -> None:
+        if self._parted:
+            return
+        self._keepalive.heard = True
+        self.conn.receive_data(data)
+        self.handle_events()
+        if self.conn.parser_exc is not None:
+            self._part()
+        elif self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self._refuse(_refusal_of(self.conn.handshake_exc))
+
+    def handle_text(self, event: Frame) -> None:
+        self._take(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._take(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        self._take(event)
+
+    def _take(self, frame: Frame) -> None:
+        if self.close_sent:
+            return
+        try:
+            message = self._assembler.feed(frame)
+        except UnicodeDecodeError as exc:
+            self._part(1007, f"{exc.reason} at position {exc.start}")
+            return
+        if message is None:
+            return
+        if isinstance(message, str):
+            self.queue.put_nowait({"type": "websocket.receive", "text": message})
+        else:
+            self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
+        self._waiting_bytes += len(message) + MESSAGE_OVERHEAD_BYTES
+        if self._waiting_bytes > WAITING_BYTES and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def handle_ping(self) -> None:
+        pongs = self.conn.data_to_send()
+        if not pongs:
+            return
+        if self.writable.is_set() or self.conn.state is not OPEN:
+            self.transport.write(b"".join(pongs))
+        else:
+            # Only the latest need be sent (RFC 6455 §5.5.3): who pings but does not read gets one.
+            self._owed_pong = pongs[-1]
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._keepalive.heard = True
+        if self._owed_pong:
+            pong, self._owed_pong = self._owed_pong, b""
+            self.transport.write(pong)
+
+    def _resume_reading(self) -> None:
+        self.read_paused = False
+        self._keepalive.heard = True
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # Keepalive
+
+    def start_keepalive(self) -> None:
+        self._keepalive.start()
+
+    def stop_keepalive(self) -> None:
+        self._keepalive.stop()
+
+    def handle_pong(self, event: Frame) -> None:
+        pass  # heard, as any byte
+
+    def _ping(self) -> None:
+        if self.conn.state is OPEN and not self.transport.is_closing():
+            self.conn.send_ping(secrets.token_bytes(4))
+            self.transport.write(b"".join(self.conn.data_to_send()))
+
+    # Ends
+
+    def shutdown(self) -> None:
+        if not self.handshake_complete:
+            self._refuse(ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1))
+        elif not self.close_sent:
+            self._part(1012)
+
+    def _part(self, code: int = 0, reason: str = "") -> None:
+        """Close from this side, and tell the application; a code of 0 means that websockets has chosen one.
+
+        Reading goes on, into nothing, until the client has closed: a close on unread bytes is a reset, and
+        would take the close frame with it.
+        """
+        if self._parted:
+            return
+        self._parted = True
+        self._keepalive.stop()
+        if code and self.conn.state is OPEN:
+            self.conn.send_close(code, reason)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        self.close_sent = True
+        if self.read_paused:
+            self._resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer the handshake with an error of the server's own."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.handshake_complete = self.close_sent = True
+        body = error_body(error)
+        lines = [
+            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}",
+            "content-type: application/json; charset=utf-8",
+            f"content-length: {len(body)}",
+            "connection: close",
+            "access-control-allow-origin: *",
+        ]
+        if error.retry_after_s is not None:
+            lines.append(f"retry-after: {error.retry_after_s}")
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
+        self.transport.close()
+
+
+def _refusal_of(exc: Exception) -> GatewayError:
+    if isinstance(exc, _TOO_LARGE) or isinstance(exc.__cause__, _TOO_LARGE):
+        return HeadersTooLargeError("The handshake's request line or a header field is too long.")
+    return BadRequestError("This is not a valid WebSocket handshake.")
