@@ -29,6 +29,19 @@ def units_to_usd(units: int) -> Decimal:
     return (Decimal(int(units)) * _UNIT).quantize(_UNIT)
 
 
+def plain_usd(amount_usd: Decimal) -> str:
+    """Return an amount as people write it: two decimals, and more only where they are not zero."""
+    text = f"{amount_usd:.7f}".rstrip("0")
+    return text + "0" * max(0, 2 - len(text.partition(".")[2]))
+
+
+class EventIdField(models.CharField):  # type: ignore[type-arg]
+    """The id of an event. Under this name of its type PostgreSQL gets no second index for LIKE, which ids never see."""
+
+    def db_type(self, connection: object) -> str:
+        return f"character varying({self.max_length})"
+
+
 class UsdField(_BigIntegerField):
     """USD as a Decimal with 7 places, kept as a whole number of 10⁻⁷ USD.
 

@@ -6,14 +6,14 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from django.conf import settings
-from django.contrib.postgres.indexes import BrinIndex
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from billing.fields import UsdField
+from billing.fields import EventIdField, UsdField, plain_usd
+from billing.indexes import TimeIndex
 
 MODEL_MAX_CHARS = 128
 ENDPOINT_MAX_CHARS = 96
@@ -107,7 +107,7 @@ class Grant(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.amount_usd.normalize():f} USD · {self.key}"
+        return f"{plain_usd(self.amount_usd)} USD · {self.key}"
 
 
 class Quantities(models.Model):
@@ -149,7 +149,7 @@ class UsageRecord(Quantities):
     A request whose key was never accepted by the upstream has no key: see `record_events`.
     """
 
-    event_id = models.CharField(_("event"), max_length=64, primary_key=True)
+    event_id = EventIdField(_("event"), max_length=64, primary_key=True)
     key = models.ForeignKey(
         ApiKey, models.PROTECT, null=True, db_index=False, related_name="records", verbose_name=_("key")
     )
@@ -184,15 +184,17 @@ class UsageRecord(Quantities):
         verbose_name_plural = _("usage records")
         indexes = [
             models.Index("key", F("started_at").desc(), name="usagerecord_key_time"),
-            # On SQLite a plain index: it knows no other kind.
-            BrinIndex(fields=["started_at"], name="usagerecord_time"),
+            TimeIndex(fields=("started_at",), name="usagerecord_time"),
             models.Index(
                 F("started_at").desc(), condition=Q(pricing=Pricing.UNPRICED), name="usagerecord_unpriced_time"
+            ),
+            models.Index(
+                "outcome", F("started_at").desc(), condition=~Q(outcome="completed"), name="usagerecord_ending_time"
             ),
         ]
 
     def __str__(self) -> str:
-        return self.event_id
+        return str(self.event_id)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from django.conf import settings
 from django.db import connection
 
@@ -146,6 +147,8 @@ def _insert(entries: list[Entry]) -> set[str]:
     """Insert the records that are not there yet, and return their ids."""
     columns = bulk.columns_of(UsageRecord)
     names = tuple(columns)
+    if connection.vendor == "sqlite":
+        return _insert_alone(entries, names)
     given = bulk.parameter((values_of(entry, names) for entry in entries), columns)
     statement = (
         f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(columns)}) "
@@ -154,6 +157,28 @@ def _insert(entries: list[Entry]) -> set[str]:
     with connection.cursor() as cursor:
         cursor.execute(statement, [given])
         return {event_id for (event_id,) in cursor.fetchall()}
+
+
+def _insert_alone(entries: list[Entry], names: tuple[str, ...]) -> set[str]:
+    """Insert as the only writer, which a transaction is on SQLite: what is not there now is not there later.
+
+    Rows one by one cost SQLite a fifth of what it costs it to take them out of JSON.
+    """
+    table = UsageRecord._meta.db_table
+    ids = msgspec.json.encode([entry.event.id for entry in entries]).decode()
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT event_id FROM {table} WHERE event_id IN (SELECT value FROM json_each(%s))", [ids])  # noqa: S608
+        present = {event_id for (event_id,) in cursor.fetchall()}
+        new = [entry for entry in entries if entry.event.id not in present]
+        rows = [values_of(entry, names) for entry in new]
+        time, day, factor = (names.index(name) for name in ("started_at", "day", "price_factor"))
+        for row in rows:
+            row[time] = connection.ops.adapt_datetimefield_value(row[time])
+            row[day], row[factor] = str(row[day]), str(row[factor])
+        places = ", ".join(["?"] * len(names))
+        statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})"  # noqa: S608
+        connection.connection.executemany(statement, rows)
+    return {entry.event.id for entry in new}
 
 
 def values_of(entry: Entry, columns: tuple[str, ...]) -> list[Any]:

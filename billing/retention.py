@@ -37,12 +37,13 @@ def purge_usage(before: dt.date, *, progress: Callable[[int], None] | None = Non
 
 
 def _remove_chunk(before: dt.date) -> int:
+    # In the order of ids, which is nearly that of time: what is removed is never walked over again.
     table = UsageRecord._meta.db_table
     end = connection.ops.adapt_datetimefield_value(dt.datetime.combine(before, dt.time(), dt.UTC))
     with connection.cursor() as cursor:
         cursor.execute(
             f"DELETE FROM {table} WHERE event_id IN "  # noqa: S608 - the table's name
-            f"(SELECT event_id FROM {table} WHERE started_at < %s LIMIT %s)",
+            f"(SELECT event_id FROM {table} WHERE started_at < %s ORDER BY event_id LIMIT %s)",
             [end, _RECORDS_PER_CHUNK],
         )
         return int(cursor.rowcount)

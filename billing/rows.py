@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import operator
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _UNSTORABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _NOTHING = Usage()
 _COUNTS = [name for name in Usage.__struct_fields__ if name != "seconds"]
+_counts_of = operator.attrgetter(*_COUNTS)
 _TEXTS = {
     "key_hint": 16,
     "method": 16,
@@ -56,10 +58,28 @@ def storable(event: UsageEvent) -> UsageEvent:
         raise UnusableEventError("no usable fingerprint")
     if event.outcome not in OUTCOMES or event.usage_source not in USAGE_SOURCES:
         raise UnusableEventError("no usable outcome")
+    if _fits(event):
+        return event
     texts = {name: text(getattr(event, name), most_chars=most) for name, most in _TEXTS.items()}
     numbers = {name: _within(getattr(event, name), most) for name, most in _NUMBERS.items()}
     proxy_ms = round(_within(event.proxy_ms, 10**9), 3)
     return msgspec.structs.replace(event, **texts, **numbers, proxy_ms=proxy_ms, usage=_storable_usage(event.usage))
+
+
+def _fits(event: UsageEvent) -> bool:
+    """Return whether an event can be stored as it is: nearly all can, and need not be taken apart."""
+    texts = [getattr(event, name) for name in _TEXTS]
+    if any(map(operator.gt, map(len, texts), _TEXTS.values())) or _UNSTORABLE.search("".join(texts)):
+        return False
+    numbers = (getattr(event, name) for name in _NUMBERS)
+    if not all(0 <= number <= most for number, most in zip(numbers, _NUMBERS.values(), strict=True)):
+        return False
+    if not 0 <= event.proxy_ms <= 10**9 or round(event.proxy_ms, 3) != event.proxy_ms:
+        return False
+    usage = event.usage
+    counts = _counts_of(usage)
+    plausible = min(counts) >= 0 and max(counts) <= QUANTITY_MAX and 0 <= usage.seconds <= QUANTITY_MAX
+    return plausible and round(usage.seconds, 3) == usage.seconds
 
 
 def text(value: str, *, most_chars: int) -> str:
@@ -72,7 +92,9 @@ def started_at(event: UsageEvent) -> dt.datetime:
 
 def quantities(usage: Usage) -> dict[str, int]:
     """Return the columns of `billing.models.Quantities`."""
-    return {name: getattr(usage, name) for name in _COUNTS} | {"audio_ms": round(usage.seconds * 1000)}
+    columns = dict(zip(_COUNTS, _counts_of(usage), strict=True))
+    columns["audio_ms"] = round(usage.seconds * 1000)
+    return columns
 
 
 def usage_of(columns: Any) -> Usage:

@@ -22,7 +22,7 @@ from billing.recording import Entry, values_of
 from billing.rollups import rebuild_usage_days
 
 _RECORDS_PER_CHUNK = 50_000
-_KINDS_PER_DAY = 400
+_KINDS_PER_DAY = 80
 _GRANT_USD = Decimal(500)
 _VARYING = ("event_id", "key_id", "started_at", "first_byte_ms", "duration_ms", "proxy_us")
 # Endpoint, model, how often in a hundred.
@@ -176,7 +176,7 @@ def _insert(rows: list[_Row], *, columns: tuple[str, ...]) -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             with cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
-                copy.write("".join(["%s\t%s\t%s\t%s\t%s\t%s\t" % row + kind.text + "\n" for row, kind in rows]))
+                copy.write("".join(["\t".join(map(str, (*row, kind.text))) + "\n" for row, kind in rows]))
         else:
             adapt = connection.ops.adapt_datetimefield_value
             places = ", ".join(["%s"] * len(columns))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
 
 from django.conf import settings
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum, Value
-from django.db.models.functions import Coalesce
+from django.db.models import F, Q, QuerySet, Sum
 
-from billing.fields import UsdField
+from billing.fields import units_to_usd
 from billing.models import ApiKey, Grant, UsageDay
 
 _CENT = Decimal("0.01")
+_ZERO = units_to_usd(0)
+_NO_KEY = 0  # no row has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +66,24 @@ def window_start(now: dt.datetime) -> dt.date:
 
 
 def balance_for_key(fingerprint: str, now: dt.datetime) -> Balance | None:
-    """Return grants minus the last USAGE_WINDOW_DAYS of use, None for a key never seen. One query, whatever is there.
+    """Return grants minus the last USAGE_WINDOW_DAYS of use, None for a key never seen.
 
-    Roll-ups are written in the transaction of their records, so today's are in them.
+    Three queries, whatever is there and whether the key is. Roll-ups are written in the transaction of their
+    records, so today's use is in them.
     """
-    key = with_balance(ApiKey.objects.filter(fingerprint=fingerprint), now).first()
-    return None if key is None else balance_of(key)
+    key_id = ApiKey.objects.filter(fingerprint=fingerprint).values_list("pk", flat=True).first()
+    balances = balances_of([_NO_KEY if key_id is None else key_id], now)
+    return None if key_id is None else balances[key_id]
 
 
-def balance_of(key: ApiKey) -> Balance:
-    """Return the balance of a key that `with_balance` has read."""
-    figures: Any = key
-    return Balance(figures.granted_usd, figures.used_usd, figures.unpriced)
-
-
-def with_balance(keys: QuerySet[ApiKey], now: dt.datetime) -> QuerySet[ApiKey]:
-    """Return the keys with `granted_usd`, `used_usd` and `unpriced`, for `balance_of`: no query more than without."""
-    used = UsageDay.objects.filter(key=OuterRef("pk"), day__gte=window_start(now))
-    granted = valid_grants(Grant.objects.filter(key=OuterRef("pk")), now)
-    return keys.annotate(
-        granted_usd=_total(granted, "amount_usd"),
-        used_usd=_total(used, "cost_usd"),
-        unpriced=Coalesce(_sum(used, "unpriced_requests"), 0),
-    )
+def balances_of(key_ids: Collection[int], now: dt.datetime) -> dict[int, Balance]:
+    """Return the balance of each of these keys, in two queries for all of them."""
+    grants = valid_grants(Grant.objects.filter(key__in=key_ids), now)
+    granted = dict(grants.order_by().values_list("key").annotate(total=Sum("amount_usd")))
+    days = UsageDay.objects.filter(key__in=key_ids, day__gte=window_start(now)).order_by()
+    sums = days.values_list("key").annotate(used=Sum("cost_usd"), unpriced=Sum("unpriced_requests"))
+    used = {key_id: (cost, int(unpriced)) for key_id, cost, unpriced in sums}
+    return {key_id: Balance(granted.get(key_id, _ZERO), *used.get(key_id, (_ZERO, 0))) for key_id in key_ids}
 
 
 def valid_grants(grants: QuerySet[Grant], now: dt.datetime) -> QuerySet[Grant]:
@@ -139,11 +134,3 @@ def blocked_fingerprints() -> frozenset[str]:
 
 def _days_of(fingerprint: str, start: dt.date, end: dt.date) -> QuerySet[UsageDay]:
     return UsageDay.objects.filter(key__fingerprint=fingerprint, day__gte=start, day__lte=end)
-
-
-def _sum(rows: QuerySet[Any], column: str) -> Subquery:
-    return Subquery(rows.order_by().values("key").annotate(total=Sum(column)).values("total"))
-
-
-def _total(rows: QuerySet[Any], column: str) -> Coalesce:
-    return Coalesce(_sum(rows, column), Value(Decimal(0), output_field=UsdField()))

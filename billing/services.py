@@ -107,7 +107,7 @@ def _refreshed_row(listed: ListPrice, now: dt.datetime, version: str) -> ModelPr
         model=listed.model,
         valid_from=now,
         source=PriceSource.REFRESHED,
-        details=msgspec.to_builtins(listed.price),
+        details=msgspec.json.decode(msgspec.json.encode(listed.price)),
         note=version[:200],
         **rates,
     )

@@ -45,6 +45,14 @@ class UnknownUrlError(GatewayError):
     code = "unknown_url"
 
 
+class KeyBlockedError(GatewayError):
+    """The operator has blocked the key."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "key_blocked"
+
+
 class RequestTimeoutError(GatewayError):
     """The client fell silent inside its own request."""
 

@@ -71,20 +71,30 @@ class ToUpstream(NamedTuple):
 
 
 class ToClient(NamedTuple):
-    """What comes down, and what it says of the body."""
+    """What comes down, and what it says of the body; `body_bytes` is -1 where no length is told.
+
+    `content_encoding` is b"" for a body in plain bytes. A compressed event stream is no event stream here: it has no
+    borders that could be seen.
+    """
 
     headers: RawHeaders
     is_event_stream: bool
     has_trailers: bool
+    body_bytes: int
+    content_type: bytes
+    content_encoding: bytes
+    request_id: bytes
 
 
-_PASSES, _STAYS, _CONNECTION, _LENGTH, _CODING, _TYPE, _ENCODING, _TRAILER = range(8)
+_PASSES, _STAYS, _CONNECTION, _LENGTH, _CODING, _TYPE, _ENCODING, _TRAILER, _REQUEST_ID = range(9)
 _UPSTREAM_ROLES = {b"connection": _CONNECTION, b"content-length": _LENGTH, b"transfer-encoding": _CODING}
 _CLIENT_ROLES = {
     b"connection": _CONNECTION,
     b"content-type": _TYPE,
     b"content-encoding": _ENCODING,
+    b"content-length": _LENGTH,
     b"trailer": _TRAILER,
+    b"x-request-id": _REQUEST_ID,
 }
 
 
@@ -145,13 +155,12 @@ def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
 
 
 def to_client(headers: RawHeaders) -> ToClient:
-    """Return what reaches the client of an upstream's header fields, CORS fields added.
-
-    A compressed event stream is no event stream here: it has no borders that could be seen.
-    """
+    """Return what reaches the client of an upstream's header fields, CORS fields added."""
     sent: RawHeaders = []
     named: frozenset[bytes] = frozenset()
-    is_event_stream = is_compressed = has_trailers = False
+    has_trailers = False
+    body_bytes = -1
+    content_type = content_encoding = request_id = b""
     for pair in headers:
         role = _role_to_client(pair[0])
         if role == _STAYS:
@@ -161,16 +170,23 @@ def to_client(headers: RawHeaders) -> ToClient:
                 named = _named_by_connection(headers)
             continue
         sent.append(pair)
+        if role == _PASSES:
+            continue
         if role == _TYPE:
-            is_event_stream = pair[1][:17].lower() == b"text/event-stream"
-        elif role == _ENCODING:
-            is_compressed = pair[1].lower() != b"identity"
+            content_type = pair[1]
+        elif role == _LENGTH:
+            body_bytes = int(pair[1])
+        elif role == _REQUEST_ID:
+            request_id = pair[1]
         elif role == _TRAILER:
             has_trailers = True
+        elif pair[1].lower() != b"identity":
+            content_encoding = pair[1]
     if named:
         sent = [pair for pair in sent if pair[0].lower() not in named]
     sent += CORS_HEADERS
-    return ToClient(sent, is_event_stream and not is_compressed, has_trailers)
+    is_event_stream = not content_encoding and content_type[:17].lower() == b"text/event-stream"
+    return ToClient(sent, is_event_stream, has_trailers, body_bytes, content_type, content_encoding, request_id)
 
 
 def preflight(request_headers: RawHeaders) -> RawHeaders:

@@ -8,10 +8,12 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 
+from billing.events import Outcome
 from gateway import headers as wire
 from gateway.errors import (
     BadRequestError,
@@ -23,6 +25,7 @@ from gateway.errors import (
     error_body,
     error_headers,
 )
+from gateway.metering import SessionMeter
 from gateway.paths import is_gateway_path
 from gateway.relay import Message, Receive, Relay, Scope, Send, new_request_id
 from gateway.websocket import Dialer, UpstreamSocket
@@ -31,9 +34,7 @@ logger = logging.getLogger("gateway.realtime")
 
 _GOING_AWAY = 1001
 _INTERNAL_ERROR = 1011
-
-# Called with the scope and each message of the upstream's, once it has been handed on; must return quickly.
-Observe = Callable[[Scope, str | bytes], None]
+_SETTLE_SECONDS = 60.0
 
 
 class Peer(Protocol):
@@ -68,12 +69,10 @@ class Realtime:
         ping_interval_s: float = 20.0,
         sandbox: Sandbox | None = None,
         sandbox_key: str = "",
-        observe: Observe | None = None,
     ) -> None:
         url, limits = relay.url, relay.limits
         is_secure = url.scheme == "https"
         self.relay = relay
-        self.observe = observe
         self._sandbox = sandbox
         self._sandbox_key = sandbox_key.encode()
         self._dialer = Dialer(
@@ -93,14 +92,22 @@ class Realtime:
         await receive()  # websocket.connect
         try:
             _check_target(scope)
+        except GatewayError as error:
+            await deny(send, error)
+            return
+        meter = SessionMeter(relay.metering, scope, model=_model_asked_for(scope))
+        try:
+            meter.check_not_blocked()
             if relay.open_streams >= relay.limits.max_open_streams:
                 raise OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
         except GatewayError as error:
+            meter.status = error.status
+            meter.settle("refused", is_end=True)
             await deny(send, error)
             return
         relay.open_streams += 1
         try:
-            await _Conversation(self, scope, receive, send).run()
+            await _Conversation(self, scope, receive, send, meter).run()
         finally:
             relay.open_streams -= 1
 
@@ -125,7 +132,9 @@ class Realtime:
 class _Conversation:
     """One client and its upstream; `run` returns when both are gone, or the client has been refused."""
 
-    def __init__(self, realtime: Realtime, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, realtime: Realtime, scope: Scope, receive: Receive, send: Send, meter: SessionMeter) -> None:
+        self._meter = meter
+        self._outcome: Outcome = "client_closed"
         self._realtime = realtime
         self._scope = scope
         self._receive = receive
@@ -143,6 +152,7 @@ class _Conversation:
             down.cancel()
             up.cancel()
             await asyncio.wait((down, up))
+            self._meter.settle(self._outcome, is_end=True)
             if self._peer is not None:
                 await self._leave(self._peer)
         for task in (down, up):
@@ -171,13 +181,17 @@ class _Conversation:
         try:
             peer = self._peer = await self._realtime.connect(self._scope)
         except InvalidStatus as exc:
+            self._outcome, self._meter.status = "completed", exc.response.status_code
             await self._refuse(exc.response)
             return None
         except GatewayError as error:
+            self._outcome = "timeout" if isinstance(error, UpstreamTimeoutError) else "upstream_error"
+            self._meter.status = error.status
             logger.warning("upstream failed: %s: %s", type(error).__name__, error.__cause__ or error.message)
             await deny(self._send, error)
             return None
         headers = _headers_to_client(peer.response)
+        self._meter.status = 101
         await self._send({"type": "websocket.accept", "subprotocol": peer.subprotocol, "headers": headers})
         self._joined.set()
         return peer
@@ -189,16 +203,22 @@ class _Conversation:
             await deny(self._send, UpstreamProtocolError(f"The upstream answered with status {response.status_code}."))
 
     async def _pass_messages_down(self, peer: Peer) -> None:
-        recv, send, scope, observe = peer.recv, self._send, self._scope, self._realtime.observe
+        recv, send, meter = peer.recv, self._send, self._meter
+        loop = asyncio.get_running_loop()
+        settle_at = loop.time() + _SETTLE_SECONDS
         try:
             while True:
                 message = await recv()
+                meter.feed(message)
+                # A session may last an hour: what it has used is not kept back until its end.
+                if loop.time() >= settle_at:
+                    meter.settle("completed", is_end=False)
+                    settle_at = loop.time() + _SETTLE_SECONDS
                 kind = "text" if isinstance(message, str) else "bytes"
                 await send({"type": "websocket.send", kind: message})
-                if observe is not None:
-                    observe(scope, message)
         except ConnectionClosed as exc:
             code, reason = _farewell_to_client(exc)
+            self._outcome = "upstream_error" if code == _INTERNAL_ERROR else "completed"
             await send({"type": "websocket.close", "code": code, "reason": reason})
 
     # Client to upstream
@@ -216,6 +236,11 @@ class _Conversation:
             # An upstream that has closed is reported by `_pass_down`, behind what it had sent.
             with contextlib.suppress(ConnectionClosed):
                 await self._peer.send(message["bytes"] if text is None else text)
+
+
+def _model_asked_for(scope: Scope) -> str:
+    asked = parse_qs(scope["query_string"][:4096].decode("latin-1")).get("model", [""])
+    return str(asked[0][:100])
 
 
 def _check_target(scope: Scope) -> None:

@@ -11,97 +11,25 @@ import base64
 import secrets
 import ssl
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import httptools
 import httpx2 as httpx
-from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import OPEN, Protocol, Side
-from websockets.utils import accept_key
 
 from gateway.connect import open_socket
 from gateway.connection import READ_BYTES, ReadBuffer
 from gateway.errors import BadRequestError, UpstreamConnectionError, UpstreamProtocolError, UpstreamTimeoutError
+from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
+from gateway.handshake import Fields, HandshakeAnswer, agreed_subprotocol
 from gateway.outgoing import request_head
 
-Fields = list[tuple[bytes, bytes]]
-
-# Bytes waiting for a slow reader above which the peer is no longer read.
-WAITING_BYTES = 262_144
-# What a waiting message costs beside its bytes: many empty ones are much, too.
-MESSAGE_OVERHEAD_BYTES = 256
-# Bounds on the answer to a handshake: a refusal's body, and everything with the head.
-REFUSAL_BODY_BYTES = 1 << 20
-HANDSHAKE_BYTES = REFUSAL_BODY_BYTES + 262_144
 # A connection that has said goodbye has this long to close.
 CLOSE_PATIENCE_S = 10.0
 CUT_PATIENCE_S = 0.5
-NO_CODE = 1005
-
-
-class Keepalive:
-    """Pings a peer at an interval; gives it up when a whole one brought nothing, not even the pong.
-
-    A peer that is held up, in either direction, is not judged: its pong may stand unread behind a message,
-    our ping unsent. Set `heard` on every byte received, and when a hold-up ends.
-    """
-
-    def __init__(
-        self,
-        interval_s: float,
-        *,
-        ping: Callable[[], None],
-        give_up: Callable[[], None],
-        is_held_up: Callable[[], bool],
-    ) -> None:
-        self.heard = True
-        self._interval_s = interval_s
-        self._ping = ping
-        self._give_up = give_up
-        self._is_held_up = is_held_up
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _tick(self) -> None:
-        if not self._is_held_up():
-            if not self.heard:
-                self._give_up()
-                return
-            self.heard = False
-            self._ping()
-        self.start()
-
-
-class Assembler:
-    """Data frames in, whole messages out; frames of no bytes cost nothing, however many."""
-
-    def __init__(self) -> None:
-        self._parts = bytearray()
-        self._is_text = False
-
-    def feed(self, frame: Frame) -> str | bytes | None:
-        """Return the message that the frame completes. UnicodeDecodeError where text is not UTF-8."""
-        if frame.opcode is not Opcode.CONT:
-            self._is_text = frame.opcode is Opcode.TEXT
-        data: Any = frame.data
-        if self._parts or not frame.fin:
-            self._parts += data
-            if not frame.fin:
-                return None
-            data, self._parts = self._parts, bytearray()
-        return data.decode() if self._is_text else bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +84,7 @@ class Dialer:
                 raise UpstreamTimeoutError("The upstream did not answer in time.") from exc
             if response.status_code != 101:
                 raise InvalidStatus(response)
-            connection.subprotocol = _agreed_subprotocol(response, key=key, fields=fields)
+            connection.subprotocol = agreed_subprotocol(response, key=key, fields=fields)
         except BaseException:
             connection.abort()
             raise
@@ -194,7 +122,7 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         )
         self._loop = asyncio.get_running_loop()
         self._dialer = dialer
-        self._handshake: _Handshake | None = _Handshake()
+        self._handshake: HandshakeAnswer | None = HandshakeAnswer()
         self._frames = Protocol(Side.CLIENT, max_size=dialer.max_message_bytes)
         self._assembler = Assembler()
         self._messages: deque[str | bytes] = deque()
@@ -397,7 +325,7 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         if data:
             self._frames_received(data)
 
-    def _handshake_received(self, handshake: _Handshake, data: bytes) -> bytes:
+    def _handshake_received(self, handshake: HandshakeAnswer, data: bytes) -> bytes:
         """Return what follows the answer: an upstream may speak at once."""
         try:
             rest = handshake.feed(data)
@@ -429,81 +357,3 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-
-
-class _Handshake:
-    """The answer to a handshake, read by llhttp. Interim answers are skipped."""
-
-    def __init__(self) -> None:
-        self.complete = False
-        self._parser = httptools.HttpResponseParser(self)
-        self._received_bytes = 0
-        self._status = 0
-        self._headers = Headers()
-        self._body = bytearray()
-        self._has_head = False
-
-    def feed(self, data: bytes) -> bytes:
-        """Read more; return what came after a 101. UpstreamProtocolError where it is not HTTP, or too long."""
-        self._received_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            self.complete = True
-            return data[exc.args[0] :]
-        except httptools.HttpParserError as exc:
-            if not self.complete:
-                raise UpstreamProtocolError("The upstream answered with something that is not HTTP.") from exc
-        if len(self._body) > REFUSAL_BODY_BYTES or self._received_bytes > HANDSHAKE_BYTES:
-            raise UpstreamProtocolError("The upstream refused at too great a length.")
-        return b""
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """Whether the end of the connection is the end of the answer, too (RFC 9112 §6.3)."""
-        return self._has_head and not ("content-length" in self._headers or "transfer-encoding" in self._headers)
-
-    def response(self) -> Response:
-        return Response(self._status, "", self._headers, bytes(self._body))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # else: a trailer
-            self._headers.set_insecure(name.decode("ascii"), value.decode("latin-1"))
-
-    def on_headers_complete(self) -> None:
-        self._has_head = True
-        if not self.complete:
-            self._status = self._parser.get_status_code()
-
-    def on_body(self, part: bytes) -> None:
-        if not self.complete:
-            self._body += part
-
-    def on_message_complete(self) -> None:
-        if self._status < 200 and self._status != 101:
-            self._headers = Headers()
-            self._has_head = False
-        else:
-            self.complete = True
-
-
-def _agreed_subprotocol(response: Response, *, key: str, fields: Fields) -> str | None:
-    """Return what a 101 selected of the offered. UpstreamProtocolError where RFC 6455 §4.1 has clients fail."""
-    headers = response.headers
-    offers = {
-        part.strip().decode("latin-1")
-        for name, value in fields
-        if name == b"sec-websocket-protocol"
-        for part in value.split(b",")
-    }
-    selected = headers.get_all("sec-websocket-protocol")
-    is_valid = (
-        [value.lower() for value in headers.get_all("upgrade")] == ["websocket"]
-        and headers.get_all("sec-websocket-accept") == [accept_key(key)]
-        and not headers.get_all("sec-websocket-extensions")
-        and len(selected) <= 1
-        and offers.issuperset(selected)
-    )
-    if not is_valid:
-        raise UpstreamProtocolError("The upstream's WebSocket handshake is not valid.")
-    return selected[0] if selected else None

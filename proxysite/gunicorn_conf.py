@@ -13,6 +13,7 @@ timeout = 60
 graceful_timeout = settings.GRACEFUL_TIMEOUT_SECONDS + 5
 worker_tmp_dir = str(settings.VAR_DIR)
 control_socket_disable = True
+umask = 0o077  # whatever a worker writes is the operator's own
 proc_name = "proxysite"
 accesslog = None
 errorlog = "-"

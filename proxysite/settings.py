@@ -33,12 +33,18 @@ KEY_PEPPER = env.secret("KEY_PEPPER", VAR_DIR / "key_pepper")
 
 # The upstream
 UPSTREAM_URL = env.url("UPSTREAM_URL", "https://api.openai.com", schemes=("http", "https")).removesuffix("/v1")
-UPSTREAM_PROXY = env.url("UPSTREAM_PROXY", schemes=("http", "https", "socks5", "socks5h"))
+UPSTREAM_PROXY = env.url("UPSTREAM_PROXY", schemes=("http", "socks5", "socks5h"))
 UPSTREAM_CA_FILE = env.text("UPSTREAM_CA_FILE")
 UPSTREAM_TRANSPORT = env.choice("UPSTREAM_TRANSPORT", "own", choices=("own", "httpx"))
 CONNECT_TIMEOUT_SECONDS = env.seconds("CONNECT_TIMEOUT_SECONDS", 10)
 FIRST_BYTE_TIMEOUT_SECONDS = env.seconds("FIRST_BYTE_TIMEOUT_SECONDS", 600)
 SILENCE_TIMEOUT_SECONDS = env.seconds("SILENCE_TIMEOUT_SECONDS", 300)
+
+# What is metered, and how
+SPLICE_USAGE = env.flag("SPLICE_USAGE", True)
+ON_CLIENT_DISCONNECT = env.choice("ON_CLIENT_DISCONNECT", "cancel", choices=("cancel", "drain"))
+DRAIN_TIMEOUT_SECONDS = env.seconds("DRAIN_TIMEOUT_SECONDS", 60)
+DRAIN_MAX_BYTES = env.whole("DRAIN_MAX_BYTES", 16 * MIB)
 
 # Bounds of a request
 MAX_HEADER_BYTES = env.whole("MAX_HEADER_BYTES", 64 * 1024, least=1024)
@@ -58,6 +64,9 @@ SANDBOX_KEY = env.text("SANDBOX_KEY", "sk-sandbox")
 # Data
 DATABASE_URL = env.text("DATABASE_URL")
 JOURNAL_DIR = Path(env.text("JOURNAL_DIR", str(VAR_DIR / "journal"))).absolute()
+JOURNAL_FLUSH_SECONDS = env.seconds("JOURNAL_FLUSH_SECONDS", 1)
+JOURNAL_MAX_BYTES = env.whole("JOURNAL_MAX_BYTES", 1024 * MIB, least=MIB)
+REDIS_KEY_PREFIX = env.text("REDIS_KEY_PREFIX", "proxysite")
 REDIS_URL = env.url("REDIS_URL", schemes=("redis", "rediss", "unix"))
 
 
@@ -92,7 +101,7 @@ CACHES = {
     "default": {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": REDIS_URL,
-        "KEY_PREFIX": "proxysite",
+        "KEY_PREFIX": REDIS_KEY_PREFIX,
         "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 2, "SOCKET_TIMEOUT": 2},
     }
     if REDIS_URL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from asgiref.sync import sync_to_async
@@ -15,6 +16,10 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from gateway import journal, segments
+
+_JOURNAL_AGE_MOST_S = 60
+
 
 @require_safe
 def landing(request: HttpRequest) -> HttpResponse:
@@ -26,10 +31,18 @@ def landing(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 async def readyz(request: HttpRequest) -> JsonResponse:
-    """Answer 200, or 503 with the parts that are bad: `{"status", "checks": {part: "ok" | what is wrong}}`."""
+    """Answer 200, or 503 with the parts that are bad: `{"status", "checks": {part: "ok" or what is wrong}, "journal"}`.
+
+    The journal's depth is that of all workers, its alarms are those of the worker that was asked.
+    """
     checks = await sync_to_async(readiness)()
     is_ready = all(finding == "ok" for finding in checks.values())
-    return JsonResponse({"status": "ok" if is_ready else "error", "checks": checks}, status=200 if is_ready else 503)
+    answer = {
+        "status": "ok" if is_ready else "error",
+        "checks": checks,
+        "journal": await sync_to_async(_journal_depth)(),
+    }
+    return JsonResponse(answer, status=200 if is_ready else 503)
 
 
 def readiness() -> dict[str, str]:
@@ -69,4 +82,22 @@ def _cache() -> str:
 def _journal() -> str:
     directory = settings.JOURNAL_DIR
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return "" if os.access(directory, os.W_OK | os.X_OK) else "the directory is not writable"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return "the directory is not writable"
+    if alarms := journal.alarms():
+        return "; ".join(alarms)
+    oldest_age_s = _journal_depth()["oldest_age_s"]
+    return f"events have been waiting for {oldest_age_s} s" if oldest_age_s > _JOURNAL_AGE_MOST_S else ""
+
+
+def _journal_depth() -> dict[str, int]:
+    """Return what is on its way to the ledger, from all workers."""
+    try:
+        found = segments.survey(settings.JOURNAL_DIR)
+    except OSError:
+        found = []
+    return {
+        "files": len(found),
+        "bytes": sum(report.size_bytes for report in found),
+        "oldest_age_s": round(segments.oldest_age_s(found, now=time.time())),
+    }

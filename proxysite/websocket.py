@@ -20,7 +20,7 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN
 
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, ShuttingDownError, error_body
-from gateway.websocket import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
+from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
 from proxysite import settings
 
 logger = logging.getLogger("proxysite.websocket")

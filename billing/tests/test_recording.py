@@ -319,16 +319,19 @@ def test_writers_of_the_same_events_record_each_once(settings: Settings) -> None
 @pytest.mark.django_db(transaction=True)
 def test_writers_on_the_same_days_lose_no_increment_while_they_are_rebuilt() -> None:
     def write(writer: int) -> None:
-        for batch in range(8):
-            keys_in_an_order_of_its_own = [(n * (writer + 1) + batch) % 13 for n in range(40)]
-            record_events([event(key=f"k{n}") for n in keys_in_an_order_of_its_own])
+        for batch in range(12):
+            keys_in_an_order_of_its_own = [(n * (writer + 1) + batch) % 13 for n in range(30)]
+            # Rows that no rebuild has seen yet, in every batch.
+            record_events(
+                [event(key=f"k{n}", endpoint=f"/v1/{writer % 2}/{batch}") for n in keys_in_an_order_of_its_own]
+            )
 
     def rebuild() -> None:
-        for _ in range(8):
+        for _ in range(30):
             rebuild_usage_days(NOW.date(), NOW.date())
 
     _in_threads([lambda: write(1), lambda: write(4), lambda: write(6), rebuild])
     grown = day_rows()
-    assert sum(UsageDay.objects.values_list("requests", flat=True)) == UsageRecord.objects.count() == 3 * 8 * 40
+    assert sum(UsageDay.objects.values_list("requests", flat=True)) == UsageRecord.objects.count() == 3 * 12 * 30
     rebuild_usage_days(NOW.date(), NOW.date())
     assert day_rows() == grown

@@ -207,7 +207,7 @@ class FakeUpstream:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
     def drop_idle_connections(self) -> None:
@@ -217,9 +217,9 @@ class FakeUpstream:
         def close_all() -> None:
             for writer in list(self._writers):
                 writer.close()
-            self._loop.call_later(0.02, done.set)
+            self.loop.call_later(0.02, done.set)
 
-        self._loop.call_soon_threadsafe(close_all)
+        self.loop.call_soon_threadsafe(close_all)
         done.wait(5)
 
     @property
@@ -230,7 +230,7 @@ class FakeUpstream:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls, limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import psycopg
+from psycopg.sql import SQL, Identifier
 
 ROOT = Path(__file__).resolve().parents[2]
 START_PATIENCE_S = 60.0
@@ -38,13 +42,17 @@ class LiveProxy:
             "PORT": str(self.port),
             "VAR_DIR": str(self.var_dir),
             "PYTHONUNBUFFERED": "1",
+            "REDIS_KEY_PREFIX": self.var_dir.name,
             **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None
         self.setup_output = ""
+        self._database = ""
+        self._shared_database_url = ""
 
     def __enter__(self) -> LiveProxy:
         try:
+            self._create_database()
             self.setup_output = self.manage("setup")
             self.start()
         except BaseException:
@@ -54,8 +62,25 @@ class LiveProxy:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+        self._drop_database()
         if self._own_var_dir:
             shutil.rmtree(self.var_dir, ignore_errors=True)
+
+    def _create_database(self) -> None:
+        """On a database server each proxy has a database of its own, as it has a file of its own on SQLite."""
+        shared = self.environment.get("DATABASE_URL", "")
+        if shared.startswith("postgres"):
+            self._database = f"proxysite_live_{secrets.token_hex(6)}"
+            with psycopg.connect(shared, autocommit=True) as connection:
+                connection.execute(SQL("CREATE DATABASE {}").format(Identifier(self._database)))
+            self._shared_database_url = shared
+            self.environment["DATABASE_URL"] = shared.rpartition("/")[0] + "/" + self._database
+
+    def _drop_database(self) -> None:
+        if self._database:
+            with psycopg.connect(self._shared_database_url, autocommit=True) as connection:
+                name = Identifier(self._database)
+                connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
     def manage(self, *arguments: str) -> str:
         """Run one management command with the proxy's settings and return what it printed."""
@@ -70,6 +95,23 @@ class LiveProxy:
         if done.returncode != 0:
             raise RuntimeError(f"manage.py {arguments[0]} failed:\n{done.stdout}{done.stderr}")
         return done.stdout
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return what a query finds in the proxy's own database, read from outside of it."""
+        if self._database:
+            with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
+                return connection.execute(statement.encode()).fetchall()
+        with contextlib.closing(sqlite3.connect(self.var_dir / "db.sqlite3", timeout=20)) as connection:
+            return connection.execute(statement).fetchall()
+
+    def wait_for_rows(self, statement: str, count: int, timeout_s: float = 30.0) -> list[tuple[Any, ...]]:
+        """Return the rows once there are `count` of them: the journal is flushed every now and then."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.rows(statement)) < count:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{len(found)} rows instead of {count}; {self.log[-2000:]}")
+            time.sleep(0.05)
+        return found
 
     def start(self) -> None:
         with self.log_path.open("ab") as log:

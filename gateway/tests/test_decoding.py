@@ -5,7 +5,7 @@ import importlib.util
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.decoding import READABLE_CODINGS, Decoder
@@ -81,6 +81,12 @@ def test_output_of_any_length_comes_out_whole(size: int) -> None:
     assert decoder.feed(gzip.compress(text)) == text
 
 
+def test_nothing_is_left_inside_when_all_input_has_been_taken() -> None:
+    for size in range(262_100, 262_700, 7):
+        decoder = Decoder(b"deflate", max_ratio=1 << 20)
+        assert len(decoder.feed(raw_deflate(bytes(size)))) == size
+
+
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate", b"br", b"zstd"])
 def test_a_bomb_is_given_up_soon(coding: bytes) -> None:
     data = CODINGS[coding](bytes(50 << 20))
@@ -106,6 +112,7 @@ def test_an_unknown_or_combined_coding_is_given_up_from_the_start(coding: bytes)
     assert decoder.feed(TEXT) == b""
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(READABLE_CODINGS)), st.lists(st.binary(max_size=60), max_size=6), st.integers(0, 200))
 def test_garbage_is_no_exception(coding: bytes, chunks: list[bytes], cut_at: int) -> None:
     decoder = Decoder(coding)

@@ -4,7 +4,7 @@ import re
 import timeit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.endpoints import Endpoint, Meter, endpoint_of
@@ -102,6 +102,7 @@ def test_usage_is_spliced_into_chat_and_text_completions_only() -> None:
     assert splicing == {("POST", "/v1/chat/completions"), ("POST", "/v1/completions")}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.binary(max_size=100))
 def test_a_route_is_one_of_the_table_whatever_the_client_sends(method: str, path: bytes) -> None:
     known = {route for _, route in ROUTES} | {"other"}

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import timeit
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.sse import EventAligner
 from gateway.splice import UsageEventRemover, with_include_usage
+from gateway.sse import EventAligner
 
 
 def short_id(value: object) -> str:
@@ -116,6 +117,7 @@ def dumped(value: Any, spaces: list[str], *, ascii_only: bool) -> str:
     return text(value)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=5), st.sampled_from([True, False, None, 0]), SPACES, st.booleans())
 def test_any_object_gains_the_member_or_stays_as_it_is(
     members: dict[str, Any], stream: object, spaces: list[str], ascii_only: bool
@@ -163,6 +165,7 @@ def passed(stream: list[bytes]) -> bytes:
 STYLES = st.fixed_dictionaries({"end": st.sampled_from(["\n", "\r\n", "\r"]), "spaced": st.booleans()})
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(max_size=12) | st.sampled_from(['"usage":null', ',"usage":null}', "\\", '"usage":{}'])),
     STYLES,
@@ -187,7 +190,7 @@ def test_the_client_gets_the_stream_it_asked_for(
         stream.append(b"data: [DONE]" + 2 * style["end"].encode())
     aligner, whole = EventAligner(1 << 20), b"".join(spliced)
     borders = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
-    pieces = [aligner.feed(whole[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [aligner.feed(whole[a:b]) for a, b in itertools.pairwise(borders)]
     assert passed([*pieces, aligner.flush()]) == b"".join(asked)
     assert passed([b"".join(asked)]) == b"".join(asked)
 
@@ -281,6 +284,7 @@ def test_parts_of_an_event_that_is_too_long_pass_as_they_are() -> None:
     assert passed([long[:200], long[200:], REAL]) == long + REAL.replace(b'"usage":null,', b"")
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b'"usage":null', b"data: {", b"}\n\n", b"\r", b"\n"])))
 def test_garbage_is_no_exception_and_loses_no_byte_but_null_usage(parts: list[bytes]) -> None:
     out = passed(parts)

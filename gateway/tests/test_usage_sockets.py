@@ -5,7 +5,7 @@ import timeit
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.events import Usage
@@ -143,6 +143,7 @@ def test_other_messages_count_for_nothing(message: str | bytes) -> None:
     assert fed(message).take() == []
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary())
 def test_garbage_is_no_exception(message: str | bytes) -> None:
     assert fed(message).take() == []

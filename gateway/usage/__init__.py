@@ -17,6 +17,7 @@ __all__ = [
     "RealtimeReader",
     "RealtimeReading",
     "RequestFacts",
+    "SseReader",
     "UsageReader",
     "multipart_facts",
     "prompt_sample",

@@ -8,7 +8,7 @@ import msgspec
 
 from billing.events import Usage
 from gateway.endpoints import Meter
-from gateway.usage.members import first_members, last_members
+from gateway.usage.members import first_members, members_at_end
 from gateway.usage.reading import Reading
 from gateway.usage.sample import OutputSample, Sampler
 from gateway.usage.shapes import UNREADABLE, Reply, duration_in, elements_in, name_in, reply_in, reply_of, usage_in
@@ -17,6 +17,7 @@ _MOST_WHOLE_BYTES = 256 << 10
 _HEAD_BYTES = 4 << 10
 _TAIL_BYTES = 64 << 10
 _BOM = b"\xef\xbb\xbf"
+_USAGE = b'"usage"'
 _IMAGE_NAMES = (b'"b64_json"', b'"url"')
 _LONGEST_NAME = max(map(len, _IMAGE_NAMES))
 _VERBOSE = (Meter.TRANSCRIPTION, Meter.TRANSLATION)
@@ -53,7 +54,7 @@ class JsonReader:
         Of a cut answer beyond 256 KiB only the beginning counts, where an inner object cannot pass for the outermost.
         """
         if self._ends is None:
-            return self._read_whole(b"".join(self._whole).removeprefix(_BOM))
+            return self._read_whole(b"".join(self._whole).removeprefix(_BOM), is_whole=is_whole)
         reply = reply_of(self._ends.members(is_whole=is_whole))
         is_complete = is_whole and self._ends.is_closed()
         return self._reading(reply, images=self._ends.images if is_whole else 0, is_complete=is_complete)
@@ -68,11 +69,13 @@ class JsonReader:
             sampler.add(chunk)
         return sampler.sample(self._meter, of_events=False)
 
-    def _read_whole(self, body: bytes) -> Reading:
+    def _read_whole(self, body: bytes, *, is_whole: bool) -> Reading:
         try:
             reply = reply_in(body)
         except UNREADABLE:
             # Cut, or more than the parser takes: NaN, half a surrogate pair, a depth of thousands.
+            if not is_whole and _USAGE not in body:
+                body = body[:_HEAD_BYTES]  # all of it costs some 20 ms
             members, is_closed = first_members(body)
             return self._reading(reply_of(members), images=0, is_complete=is_closed)
         images = _elements(reply.data) if self._meter is Meter.IMAGES else 0
@@ -120,7 +123,7 @@ class _Ends:
 
     def members(self, *, is_whole: bool) -> dict[str, bytes]:
         members, _ = first_members(self._head)
-        return members | last_members(b"".join(self._tail)) if is_whole else members
+        return members | members_at_end(b"".join(self._tail)) if is_whole else members
 
     def is_closed(self) -> bool:
         return b"".join(self._tail).rstrip().endswith(b"}")

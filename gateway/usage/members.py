@@ -12,6 +12,7 @@ import re
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[{}\[\]:,]', re.DOTALL)
 # The same in reversed bytes, where a quote that is followed by an odd number of backslashes is an escaped one.
 _TOKEN_REVERSED = re.compile(rb'"[^"]*(?:"(?=\\(?:\\\\)*(?!\\))[^"]*)*"?|[{}\[\]:,]')
+_USUAL_END_BYTES = 4 << 10
 _QUOTE, _COLON, _COMMA = b'":,'
 _OPENING, _CLOSING = b"{[", b"}]"
 
@@ -81,6 +82,12 @@ def last_members(data: bytes, *, depth_wanted: int = 1) -> dict[str, bytes]:
                 members.setdefault(_name(match[0][::-1]), value)
                 value = None
     return members
+
+
+def members_at_end(tail: bytes, *, depth_wanted: int = 1) -> dict[str, bytes]:
+    """Return `last_members` from as little of the end as has a usage in it, or from all of it."""
+    members = last_members(tail[-_USUAL_END_BYTES:], depth_wanted=depth_wanted)
+    return members if "usage" in members else last_members(tail, depth_wanted=depth_wanted)
 
 
 def _name(string: bytes) -> str:

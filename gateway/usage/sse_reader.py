@@ -10,7 +10,7 @@ import msgspec
 from billing.events import Usage
 from gateway.endpoints import Meter
 from gateway.sse import EventAligner
-from gateway.usage.members import first_members, last_members
+from gateway.usage.members import first_members, members_at_end
 from gateway.usage.reading import Reading
 from gateway.usage.sample import OutputSample, Sampler
 from gateway.usage.shapes import UNREADABLE, Reply, name_in, reply_in, reply_of, usage_in
@@ -77,6 +77,10 @@ class SseReader:
             self._sampler.add(events)
         if self._events_for_facts or self._marker in events:
             self._read(events)
+
+    def has_ended(self) -> bool:
+        """Return whether the events fed last are those that end the stream."""
+        return any(_says_end(data) for data in _data_of(self._last))
 
     def result(self, *, is_whole: bool = True) -> Reading:
         rest = self._aligner.flush()
@@ -179,9 +183,9 @@ class _LongEvent:
         """Return what can be known of the event, with the members of its `response` as its own."""
         field = _DATA_FIELD.search(self._head)
         members, _ = first_members(self._head[field.end() :]) if field else ({}, False)
-        members |= last_members(self._tail)
+        members |= members_at_end(self._tail)
         if members.get("type") in _RESPONSE_EVENTS:
-            members = last_members(self._tail, depth_wanted=2) | {"type": members["type"]}
+            members = members_at_end(self._tail, depth_wanted=2) | {"type": members["type"]}
         return reply_of(members)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import Any
 
@@ -16,6 +17,7 @@ class Command(BaseCommand):
     help = "Migrate the database, and create the first operator with a random password, printed once."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        os.umask(0o077)  # the database is the operator's own
         call_command("migrate", interactive=False, verbosity=0)
         users = get_user_model()
         if users.objects.exists():

@@ -1,0 +1,5 @@
+"""The ledger as operators see it: keys and grants to work with, records and sums to look at."""
+
+from billing.admin import keys, prices, usage
+
+__all__ = ["keys", "prices", "usage"]

@@ -1,0 +1,85 @@
+"""Forms in which an operator pastes a key: its fingerprint and hint are kept, the key is forgotten at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+from unfold.widgets import UnfoldAdminPasswordWidget
+
+from billing import keys
+from billing.models import ApiKey, Grant
+
+_LEAST_CHARS = 8
+
+
+class PastedKeyForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A form whose `pasted` holds fingerprint and hint of a key that was pasted, or nothing; never the key."""
+
+    # A password's field: it is not shown again when the form comes back with an error.
+    api_key = forms.CharField(
+        label=_("API key"),
+        required=False,
+        strip=True,
+        max_length=512,
+        help_text=_("Only its fingerprint is kept."),
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pasted: dict[str, str] = {}
+
+    def clean_api_key(self) -> str:
+        api_key: str = self.cleaned_data["api_key"]
+        if not api_key:
+            return ""
+        if len(api_key) < _LEAST_CHARS or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+            raise ValidationError(_("This does not look like an API key."))
+        raw = api_key.encode("ascii")
+        self.pasted = {
+            "fingerprint": keys.fingerprint(raw, pepper=settings.KEY_PEPPER.encode()),
+            "hint": keys.hint(raw),
+        }
+        return ""
+
+
+class NewKeyForm(PastedKeyForm):
+    """A key that is entered before its first use."""
+
+    class Meta:
+        model = ApiKey
+        fields = ("label", "owner", "price_factor")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["api_key"].required = True
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        if self.pasted and ApiKey.objects.filter(fingerprint=self.pasted["fingerprint"]).exists():
+            self.add_error("api_key", _("This key is known already."))
+        self.instance.fingerprint = self.pasted.get("fingerprint", "")
+        self.instance.hint = self.pasted.get("hint", "")
+        return cleaned
+
+
+class NewGrantForm(PastedKeyForm):
+    """A grant for a known key, or for one that is pasted and may be new."""
+
+    class Meta:
+        model = Grant
+        fields = ("key", "amount_usd", "reason", "valid_from", "valid_until")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["key"].required = False
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        if "api_key" not in self.errors and bool(self.pasted) == bool(self.cleaned_data.get("key")):
+            self.add_error("key", _("Choose a key, or paste one: one of the two."))
+        return cleaned

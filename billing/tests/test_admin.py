@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import logging
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.conf import settings as project
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from billing import keys
+from billing.models import ApiKey, Grant, ModelPrice, PriceSource, Purge, UsageDay, UsageRecord
+from billing.seeding import seed_usage
+from billing.services import block_key, give_grant, record_events
+from billing.tests.samples import API_KEY, event
+
+pytestmark = pytest.mark.django_db
+MODELS = ("apikey", "grant", "usagerecord", "usageday", "modelprice", "purge")
+
+
+@pytest.fixture
+def operator(client: Client) -> Client:
+    client.force_login(get_user_model().objects.create_superuser("operator", password="-"))
+    return client
+
+
+@pytest.fixture
+def key() -> ApiKey:
+    record_events([event(at=timezone.now()), event(at=timezone.now(), model="nobody-knows-me")])
+    return ApiKey.objects.get()
+
+
+def queries_of(client: Client, url: str) -> list[str]:
+    with CaptureQueriesContext(connection) as queries:
+        assert client.get(url).status_code == 200
+    return [query["sql"] for query in queries]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_page_is_there_and_empty_at_first(operator: Client, model: str) -> None:
+    assert operator.get(f"/admin/billing/{model}/").status_code == 200
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_list_takes_as_many_queries_with_more_rows(operator: Client, model: str) -> None:
+    counts = []
+    for days in (1, 3):
+        seed_usage(10 * days, keys=5 * days, days=days, until=timezone.now().date(), seed=days)
+        ModelPrice.objects.create(model=f"m{days}", valid_from=timezone.now(), input=1)
+        Purge.objects.create(before=timezone.now().date().replace(year=2000))
+        counts.append(len(queries_of(operator, f"/admin/billing/{model}/")))
+        UsageRecord.objects.all()._raw_delete("default")
+    assert counts[0] == counts[1] <= 8
+
+
+@pytest.mark.parametrize("model", ["usagerecord", "usageday"])
+@pytest.mark.parametrize("query", ["", "?p=2", "?period=6", "?trouble=unpriced", "?trouble=timeout", "?q=Seed"])
+def test_big_tables_are_never_counted(operator: Client, model: str, query: str) -> None:
+    seed_usage(200, keys=3, days=3, until=timezone.now().date())
+    if model == "usageday" and query not in ("", "?p=2", "?period=6"):
+        query = ""
+    assert not [sql for sql in queries_of(operator, f"/admin/billing/{model}/{query}") if "COUNT(" in sql]
+
+
+def test_a_record_is_shown_and_cannot_be_changed(operator: Client, key: ApiKey) -> None:
+    record = UsageRecord.objects.filter(cost_usd=None).get()
+    page = operator.get("/admin/billing/usagerecord/").content.decode()
+    assert "unpriced" in page or "0.000465" in page
+    url = f"/admin/billing/usagerecord/{record.pk}"
+    assert operator.get(f"{url}/change/").status_code == 200
+    assert operator.post(f"{url}/change/", {"model": "x"}).status_code == 403
+    assert operator.post(f"{url}/delete/", {"post": "yes"}).status_code == 403
+    assert operator.get("/admin/billing/usagerecord/add/").status_code == 403
+
+
+@pytest.mark.parametrize(("query", "shown"), [("sk-…wxyz", 2), ("000", 0), ("{id}", 1), ("{fingerprint}", 2)])
+def test_records_are_found_by_key_or_by_id(operator: Client, key: ApiKey, query: str, shown: int) -> None:
+    query = query.format(id=UsageRecord.objects.first(), fingerprint=key.fingerprint)
+    response = operator.get("/admin/billing/usagerecord/", {"q": query})
+    assert len(response.context["cl"].result_list) == shown
+
+
+def test_a_keys_list_shows_its_balance(operator: Client, key: ApiKey) -> None:
+    give_grant(key, Decimal(18))
+    page = operator.get("/admin/billing/apikey/").content.decode()
+    assert "18.00" in page
+    assert key.hint in page
+    assert operator.get(f"/admin/billing/apikey/{key.pk}/change/").status_code == 200
+
+
+def test_keys_are_blocked_and_unblocked_from_their_list_and_it_is_logged(operator: Client, key: ApiKey) -> None:
+    for action, is_blocked in (("block", True), ("unblock", False)):
+        given = {"action": action, "_selected_action": [key.pk]}
+        assert operator.post("/admin/billing/apikey/", given).status_code == 302
+        key.refresh_from_db()
+        assert key.blocked is is_blocked
+        assert LogEntry.objects.filter(object_id=key.pk, change_message=f"{action}ed").count() == 1
+    assert operator.get("/admin/billing/apikey/?blocked__exact=0").status_code == 200
+
+
+def test_the_first_page_shows_who_is_blocked(operator: Client, key: ApiKey) -> None:
+    block_key(key)
+    response = operator.get("/admin/billing/apikey/", headers={"Accept-Language": "en"})
+    assert ">blocked</strong>" in response.content.decode()
+
+
+# The pasted key
+
+
+def grant_form(**given: Any) -> dict[str, Any]:
+    now = timezone.now()
+    dates = {"valid_from_0": f"{now:%Y-%m-%d}", "valid_from_1": f"{now:%H:%M:%S}"}
+    return {"amount_usd": "12.5", "reason": "paid", "valid_until_0": "", "valid_until_1": ""} | dates | given
+
+
+def everything_stored() -> str:
+    """Return every row of every table of ours, and of the admin's log, as text."""
+    models = (ApiKey, Grant, LogEntry, UsageRecord, UsageDay, ModelPrice)
+    return repr([list(model.objects.values()) for model in models])
+
+
+def test_a_pasted_key_becomes_a_grant_and_is_forgotten(operator: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    response = operator.post("/admin/billing/grant/add/", grant_form(api_key=f"  {API_KEY} "), follow=True)
+    grant = Grant.objects.get()
+    assert grant.key.fingerprint == keys.fingerprint(API_KEY.encode(), pepper=project.KEY_PEPPER.encode())
+    assert (grant.key.hint, grant.amount_usd) == ("sk-…ghij", Decimal("12.5"))
+    assert grant.given_by == get_user_model().objects.get()
+    for place in (response.content.decode(), everything_stored(), caplog.text):
+        assert API_KEY not in place
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"api_key": API_KEY, "amount_usd": "-1"},
+        {"api_key": API_KEY, "amount_usd": "99999999999"},
+        {"api_key": API_KEY, "valid_until_0": "2001-01-01", "valid_until_1": "00:00:00"},
+        {"api_key": f"{API_KEY} and more"},
+        {"api_key": f"{API_KEY}密钥"},
+        {"api_key": ""},
+        {"api_key": "short"},
+    ],
+)
+def test_a_form_that_comes_back_does_not_show_the_key(operator: Client, given: dict[str, str]) -> None:
+    response = operator.post("/admin/billing/grant/add/", grant_form(**given))
+    assert response.status_code == 200
+    assert response.context["adminform"].form.errors
+    assert API_KEY not in response.content.decode()
+    assert not Grant.objects.exists()
+    assert not ApiKey.objects.exists()
+
+
+def test_a_grant_is_for_a_known_key_or_a_pasted_one_and_not_for_both(operator: Client, key: ApiKey) -> None:
+    both = operator.post("/admin/billing/grant/add/", grant_form(api_key=API_KEY, key=key.pk))
+    assert both.context["adminform"].form.errors
+    assert operator.post("/admin/billing/grant/add/", grant_form(key=key.pk)).status_code == 302
+    assert Grant.objects.get().key == key
+
+
+def test_a_key_is_entered_before_its_first_use_once(operator: Client) -> None:
+    given = {"api_key": API_KEY, "label": "Anna", "owner": "anna@example.org", "price_factor": "0.9"}
+    assert operator.post("/admin/billing/apikey/add/", given).status_code == 302
+    entered = ApiKey.objects.get()
+    assert (entered.label, entered.hint, entered.price_factor) == ("Anna", "sk-…ghij", Decimal("0.9"))
+    again = operator.post("/admin/billing/apikey/add/", given)
+    assert again.context["adminform"].form.errors
+    assert API_KEY not in again.content.decode() + everything_stored()
+
+
+def test_a_grant_is_given_from_the_keys_page_and_says_by_whom(operator: Client, key: ApiKey) -> None:
+    earlier = give_grant(key, Decimal(1))
+    url = f"/admin/billing/apikey/{key.pk}/change/"
+    page = operator.get(url).content.decode()
+    fields = dict(re.findall(r'name="(grants-[^"]*FORMS)" value="(\d+)"', page))
+    new = int(fields["grants-INITIAL_FORMS"])
+    fields |= {"grants-TOTAL_FORMS": str(new + 1), "label": "A", "owner": "", "price_factor": "1"}
+    fields |= {f"grants-{new}-{name}": value for name, value in grant_form(key=key.pk).items()}
+    fields |= {"grants-0-id": str(earlier.pk), "grants-0-key": str(key.pk), "grants-0-amount_usd": "1000"}
+    assert operator.post(url, fields).status_code == 302
+    given = Grant.objects.exclude(pk=earlier.pk).get()
+    assert (given.amount_usd, given.given_by) == (Decimal("12.5"), get_user_model().objects.get())
+    earlier.refresh_from_db()
+    assert (earlier.amount_usd, earlier.given_by) == (1, None)
+
+
+def test_a_grants_amount_cannot_be_changed_but_it_can_be_revoked(operator: Client, key: ApiKey) -> None:
+    grant = give_grant(key, Decimal(1), reason="a")
+    url = f"/admin/billing/grant/{grant.pk}/change/"
+    operator.post(url, {"amount_usd": "100", "reason": "b", "valid_until_0": "", "valid_until_1": ""})
+    grant.refresh_from_db()
+    assert (grant.amount_usd, grant.reason) == (1, "b")
+    operator.post("/admin/billing/grant/", {"action": "revoke", "_selected_action": [grant.pk]})
+    grant.refresh_from_db()
+    assert grant.revoked_at is not None
+    assert operator.post(f"/admin/billing/grant/{grant.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_a_price_is_entered_and_rates_what_comes_next(operator: Client) -> None:
+    given = {"model": "mine", "valid_from_0": "2026-01-01", "valid_from_1": "00:00:00", "input": "10", "output": "20"}
+    assert operator.post("/admin/billing/modelprice/add/", given).status_code == 302
+    assert ModelPrice.objects.get().created_by == get_user_model().objects.get()
+    record_events([event(model="mine")])
+    assert UsageRecord.objects.get().cost_usd == Decimal("0.022")
+
+
+def test_a_refreshed_price_is_not_for_changing(operator: Client) -> None:
+    price = ModelPrice.objects.create(model="m", valid_from=timezone.now(), source=PriceSource.REFRESHED)
+    assert operator.post(f"/admin/billing/modelprice/{price.pk}/change/", {"model": "x"}).status_code == 403
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nobody_sees_the_ledger_without_logging_in(client: Client, model: str) -> None:
+    assert client.get(f"/admin/billing/{model}/").status_code == 302

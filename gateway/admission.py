@@ -1,0 +1,56 @@
+"""May this key do this now? So far: has the operator blocked it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+logger = logging.getLogger("gateway.admission")
+
+_RECONNECT_SECONDS = 5.0
+
+
+class Policy:
+    """What operators have decided, as each worker knows it: read by `load` now and then, never for a request.
+
+    `apply` gets the fingerprints of all blocked keys, from whichever thread read them.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], frozenset[str]],
+        apply: Callable[[frozenset[str]], None],
+        max_age_s: float = 10.0,
+    ) -> None:
+        self._load = load
+        self._apply = apply
+        self._max_age_s = max_age_s
+        self._read_at = -max_age_s
+
+    def refresh(self) -> None:
+        """Read the policy. Blocks on the database; what cannot be read stays as it was."""
+        self._read_at = time.monotonic()
+        self._apply(self._load())
+
+    def refresh_if_old(self) -> None:
+        if time.monotonic() - self._read_at >= self._max_age_s:
+            self.refresh()
+
+    async def listen(self, redis_url: str, channel: str) -> None:
+        """Read the policy at once whenever another process announces a change, until cancelled."""
+        while True:
+            try:
+                async with redis.asyncio.from_url(redis_url) as client, client.pubsub() as subscription:
+                    await subscription.subscribe(channel)
+                    async for message in subscription.listen():
+                        if message["type"] == "message":
+                            await asyncio.to_thread(self.refresh)
+            except (RedisError, OSError) as exc:
+                logger.warning("changes of policy are not announced: %s", type(exc).__name__)
+                await asyncio.sleep(_RECONNECT_SECONDS)

@@ -1,0 +1,365 @@
+"""What a request used, read from a copy of what passes, and said once, however the request ends."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from billing import keys
+from billing.events import Outcome, Usage, UsageEvent, UsageSource
+from gateway import headers as wire
+from gateway.decoding import Decoder
+from gateway.endpoints import Endpoint, Meter, endpoint_of
+from gateway.errors import KeyBlockedError
+from gateway.splice import UsageEventRemover, with_include_usage
+from gateway.usage import (
+    OutputSample,
+    Reading,
+    RealtimeReader,
+    RequestFacts,
+    SseReader,
+    UsageReader,
+    multipart_facts,
+    reader_for,
+    request_facts,
+)
+
+logger = logging.getLogger("gateway.metering")
+
+# Bodies beyond this pass without being looked at.
+MOST_BODY_BYTES = 4 << 20
+_FORM_END_BYTES = 64 << 10
+_ESTIMATED = {Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS}
+_READ_ON = _ESTIMATED | {Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS}
+# What may be the last event of a stream: a client may take it for the end.
+_LAST_EVENTS = (b"[DONE]", b".completed", b".incomplete", b".failed", b".done")
+_NOBODY = ""
+
+
+class Estimates(Protocol):
+    """Counts tokens where the upstream has not: see `gateway.estimation`."""
+
+    async def estimate(
+        self, *, meter: Meter, model: str, request_body: bytes | None, output: OutputSample
+    ) -> Usage: ...
+
+
+class Metering:
+    """What one worker meters with. `blocked` holds the fingerprints of blocked keys; it is replaced, not changed."""
+
+    def __init__(
+        self,
+        *,
+        pepper: bytes,
+        append: Callable[[UsageEvent], None],
+        estimates: Estimates,
+        splices_usage: bool = True,
+    ) -> None:
+        self.fingerprint = keys.Fingerprinter(pepper)
+        self.append = append
+        self.estimates = estimates
+        self.splices_usage = splices_usage
+        self.blocked: frozenset[str] = frozenset()
+        self._worker = secrets.token_hex(8)
+        self._numbers = itertools.count()
+
+    def begin(self, scope: Any) -> RequestMeter:
+        """Start to meter a request. Never raises."""
+        return RequestMeter(self, scope)
+
+    def new_event_id(self) -> str:
+        """Return an id unique for all time, that sorts by time."""
+        return f"{time.time_ns():016x}{self._worker}{next(self._numbers):08x}"
+
+    def identify(self, headers: wire.RawHeaders) -> tuple[str, str]:
+        """Return fingerprint and hint of the key in a request, both "" where there is none."""
+        api_key = wire.bearer_key(headers)
+        if not api_key:
+            return _NOBODY, ""
+        return self.fingerprint(api_key), keys.hint(api_key)
+
+
+def _check_not_blocked(metering: Metering, fingerprint: str) -> None:
+    if fingerprint in metering.blocked:
+        raise KeyBlockedError("This API key has been blocked here; ask the operator of this service.")
+
+
+class RequestMeter:
+    """One HTTP request. Exactly one event comes of it, at the first `finish`."""
+
+    __slots__ = (
+        "_body",
+        "_decoder",
+        "_facts",
+        "_form",
+        "_metering",
+        "_reader",
+        "_remover",
+        "_started_at",
+        "asked_s",
+        "content_type",
+        "endpoint",
+        "fingerprint",
+        "first_byte_s",
+        "hint",
+        "is_finished",
+        "is_spliced",
+        "method",
+        "request_bytes",
+        "response_bytes",
+        "started_s",
+        "status",
+        "upstream_request_id",
+    )
+
+    def __init__(self, metering: Metering, scope: Any) -> None:
+        self._metering = metering
+        self._started_at = time.time()
+        self.started_s = time.perf_counter()
+        self.method: str = scope["method"]
+        self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
+        self.fingerprint, self.hint = metering.identify(scope["headers"])
+        self.content_type = b""
+        self.request_bytes = 0
+        self.status = 0
+        self.upstream_request_id = ""
+        self.asked_s = self.first_byte_s = 0.0
+        self.is_finished = False
+        self.is_spliced = False
+        self._facts: RequestFacts | None = None
+        self._body: bytes | None = None
+        self._form: bytearray | None = None
+        self._reader: UsageReader | None = None
+        self._decoder: Decoder | None = None
+        self._remover: UsageEventRemover | None = None
+        self.response_bytes = 0
+
+    # The way up
+
+    def check_not_blocked(self) -> None:
+        """Raise KeyBlockedError if the operator has blocked the key."""
+        if self._metering.blocked:
+            _check_not_blocked(self._metering, self.fingerprint)
+
+    def wants_whole_body(self, headers: wire.RawHeaders, declared_bytes: int) -> bool:
+        """Return whether the body is to be given to `take_body` before it goes up."""
+        if self.endpoint.meter is Meter.NONE or declared_bytes > MOST_BODY_BYTES:
+            return False
+        for name, value in headers:
+            if name == b"content-type":
+                self.content_type = value
+        kind = self.content_type[:20].lower()
+        if kind.startswith(b"multipart/form-data"):
+            self._form = bytearray()
+            return False
+        return declared_bytes != 0
+
+    def take_body(self, body: bytes) -> bytes:
+        """Return the body to send: the same, or with usage asked for where the client did not."""
+        self.request_bytes = len(body)
+        if len(body) > MOST_BODY_BYTES:
+            return body
+        self._facts = facts = request_facts(self.endpoint, body)
+        if self.endpoint.meter in _ESTIMATED:
+            self._body = body
+        if facts is None or not (facts.is_stream and self.endpoint.splices_usage and self._metering.splices_usage):
+            return body
+        if facts.has_stream_options:
+            return body
+        spliced = with_include_usage(body)
+        if spliced is None:
+            return body
+        self.is_spliced = True
+        return spliced
+
+    def take_part(self, part: bytes) -> None:
+        """Look at a part of a body that goes up as it comes."""
+        self.request_bytes += len(part)
+        form = self._form
+        if form is not None:
+            # The fields stand at either end of the form, the file between them.
+            form += part
+            if len(form) > 4 * _FORM_END_BYTES:
+                del form[_FORM_END_BYTES:-_FORM_END_BYTES]
+
+    # The way back
+
+    def take_head(self, status: int, answer: wire.ToClient) -> None:
+        """Look at the head of the upstream's answer."""
+        self.first_byte_s = time.perf_counter()
+        self.status = status
+        self.upstream_request_id = answer.request_id[:100].decode("latin-1")
+        if 200 <= status < 300:
+            self._reader = reader_for(self.endpoint, answer.content_type)
+        if self._reader is not None and answer.content_encoding:
+            self._decoder = Decoder(answer.content_encoding)
+        if self.is_spliced and answer.is_event_stream:
+            self._remover = UsageEventRemover()
+
+    @property
+    def removes_usage(self) -> bool:
+        """Whether events are to go through `without_usage` before the client sees them."""
+        return self._remover is not None
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at a chunk of the answer as it stood on the wire."""
+        self.response_bytes += len(chunk)
+        reader = self._reader
+        if reader is not None and not self.is_finished:
+            reader.feed(chunk if self._decoder is None else self._decoder.feed(chunk))
+
+    def without_usage(self, events: bytes) -> bytes:
+        """Return whole events without what was only said because this gateway asked for it."""
+        return events if self._remover is None else self._remover.feed(events)
+
+    def may_be_last(self, events: bytes) -> bool:
+        """Return whether a client may take these events, fed just now, for the end of the answer."""
+        reader = self._reader
+        if not isinstance(reader, SseReader) or self.is_finished:
+            return False
+        return any(mark in events for mark in _LAST_EVENTS) and reader.has_ended()
+
+    # The end
+
+    def tells_usage_at_its_end(self) -> bool:
+        """Return whether it may be worth reading the answer on, for usage that the upstream has yet to say."""
+        return self.asked_s > 0 and not self.is_finished and self.endpoint.meter in _READ_ON
+
+    async def finish(self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False) -> None:
+        """Say what the request used. Before the client can hold the whole answer: what it saw is then on disk."""
+        if self.is_finished:
+            return
+        self.is_finished = True
+        if status is not None:
+            self.status = status
+        reading = self._reading(is_whole=is_whole)
+        usage, source = reading.usage, "upstream"
+        try:
+            if usage is None:
+                usage, source = await self._own_count(outcome)
+        finally:
+            # Whatever happens while tokens are counted, the request is told of.
+            self._metering.append(self._event(outcome, reading, usage or Usage(), source if usage else "none"))
+            if reading.stored_usage is not None and self.endpoint.meter is Meter.BATCH:
+                self._metering.append(self._batch_event(reading))
+            self._body = None
+
+    def _reading(self, *, is_whole: bool) -> Reading:
+        try:
+            return self._reader.result(is_whole=is_whole) if self._reader is not None else Reading()
+        except Exception:
+            # The edge of metering: a defect in reading must not cost the client its answer, nor us the event.
+            logger.exception("an answer could not be read")
+            return Reading()
+
+    async def _own_count(self, outcome: Outcome) -> tuple[Usage | None, UsageSource]:
+        """Return what this side knows or estimates of a request of which the upstream has not said the usage."""
+        facts = self._facts
+        has_reached_upstream = self.asked_s > 0 and outcome != "refused"
+        if not has_reached_upstream or self.status >= 300 or (self.status == 0 and outcome == "upstream_error"):
+            return None, "none"
+        if self.endpoint.meter is Meter.SPEECH and facts is not None and self.status:
+            return Usage(characters=facts.characters), "estimated"
+        if self._body is None or self.endpoint.meter not in _ESTIMATED or (facts and facts.in_background):
+            return None, "none"
+        output = self._reader.output_sample() if self._reader is not None else OutputSample()
+        usage = await self._metering.estimates.estimate(
+            meter=self.endpoint.meter, model=facts.model if facts else "", request_body=self._body, output=output
+        )
+        return usage, "estimated"
+
+    def _event(self, outcome: Outcome, reading: Reading, usage: Usage, source: str) -> UsageEvent:
+        facts = self._facts
+        if facts is None:
+            facts = self._form_facts() if self._form is not None else RequestFacts()
+        now_s = time.perf_counter()
+        return UsageEvent(
+            id=self._metering.new_event_id(),
+            started_at=self._started_at,
+            key_fingerprint=self.fingerprint,
+            key_hint=self.hint,
+            method=self.method[:16],
+            endpoint=self.endpoint.route,
+            model=reading.model or facts.model,
+            service_tier=reading.service_tier or facts.service_tier,
+            is_stream=facts.is_stream,
+            status=self.status,
+            outcome=outcome,
+            usage_source=source,  # type: ignore[arg-type]
+            usage=usage,
+            upstream_request_id=self.upstream_request_id,
+            first_byte_ms=round((self.first_byte_s - self.started_s) * 1000) if self.first_byte_s else 0,
+            duration_ms=round((now_s - self.started_s) * 1000),
+            proxy_ms=round((self.asked_s - self.started_s) * 1000, 3) if self.asked_s else 0.0,
+            request_bytes=self.request_bytes,
+            response_bytes=self.response_bytes,
+        )
+
+    def _form_facts(self) -> RequestFacts:
+        form = bytes(self._form or b"")
+        return multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
+
+    def _batch_event(self, reading: Reading) -> UsageEvent:
+        """Return the usage of a batch, under an id of the batch's own: each further look at it adds nothing."""
+        identity = self._metering.fingerprint(reading.object_id.encode("utf-8", "replace"))
+        usage = reading.stored_usage or Usage()
+        event = self._event("completed", reading, usage, "upstream")
+        return msgspec.structs.replace(event, id=f"batch{identity[:48]}", endpoint="/v1/batches", is_batch=True)
+
+
+class SessionMeter:
+    """One WebSocket session: what its responses used, said at its end and now and then within it."""
+
+    def __init__(self, metering: Metering, scope: Any, *, model: str) -> None:
+        self._metering = metering
+        self._started_at = time.time()
+        self.started_s = time.perf_counter()
+        self.fingerprint, self._hint = metering.identify(scope["headers"])
+        self._endpoint = endpoint_of("GET", scope["raw_path"])
+        self._reader = RealtimeReader(model)
+        self._has_settled = False
+        self.status = 0
+        self.upstream_request_id = ""
+
+    def check_not_blocked(self) -> None:
+        """Raise KeyBlockedError if the operator has blocked the key."""
+        _check_not_blocked(self._metering, self.fingerprint)
+
+    def feed(self, message: str | bytes) -> None:
+        """Look at a message of the upstream's."""
+        self._reader.feed(message)
+
+    def settle(self, outcome: Outcome, *, is_end: bool) -> None:
+        """Say what was used since the last time; a session that used nothing is said once, at its end."""
+        for reading in self._reader.take():
+            self._append(outcome, reading.usage, reading.model, reading.service_tier, "upstream")
+        if is_end and not self._has_settled:
+            self._append(outcome, Usage(), self._reader.model, "", "none")
+
+    def _append(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> None:
+        self._has_settled = True
+        self._metering.append(
+            UsageEvent(
+                id=self._metering.new_event_id(),
+                started_at=self._started_at,
+                key_fingerprint=self.fingerprint,
+                key_hint=self._hint,
+                method="GET",
+                endpoint=self._endpoint.route,
+                model=model[:100],
+                service_tier=service_tier,
+                is_stream=True,
+                status=self.status,
+                outcome=outcome,
+                usage_source=source,
+                usage=usage,
+                upstream_request_id=self.upstream_request_id,
+                duration_ms=round((time.perf_counter() - self.started_s) * 1000),
+            )
+        )

@@ -1,0 +1,390 @@
+"""Every request in the ledger once, with what it used: the live proxy, a real upstream, the database behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from billing import keys
+from gateway.tests.fake_upstream import Exchange, FakeUpstream
+from gateway.tests.live import LiveProxy
+from gateway.tests.raw_client import RawClient
+
+KEY = "sk-metering-0123456789abcdef"
+USAGE = {
+    "prompt_tokens": 100,
+    "completion_tokens": 30,
+    "total_tokens": 130,
+    "prompt_tokens_details": {"cached_tokens": 40},
+    "completion_tokens_details": {"reasoning_tokens": 10},
+}
+RECORDS = (
+    "SELECT endpoint, model, status, outcome, usage_source, input_tokens, cached_input_tokens, output_tokens, "
+    "reasoning_tokens, upstream_request_id, is_stream FROM billing_usagerecord ORDER BY event_id"
+)
+CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello, how are you?"}]}
+
+
+@pytest.fixture(scope="module")
+def _ledger_proxy(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
+    with LiveProxy(UPSTREAM_URL=shared_upstream.url, JOURNAL_FLUSH_SECONDS="0.1") as proxy:
+        yield proxy
+
+
+class Ledger:
+    """The records of one test alone: those with the next ids."""
+
+    def __init__(self, proxy: LiveProxy) -> None:
+        self.proxy = proxy
+        self._before = len(proxy.rows(RECORDS))
+
+    def new(self, count: int = 1) -> list[tuple[Any, ...]]:
+        found = self.proxy.wait_for_rows(RECORDS, self._before + count)[self._before :]
+        assert len(found) == count
+        self._before += count
+        return found
+
+
+@pytest.fixture
+def metered(_ledger_proxy: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
+    return _ledger_proxy
+
+
+@pytest.fixture
+def ledger(metered: LiveProxy) -> Ledger:
+    return Ledger(metered)
+
+
+def chunk(content: str | None = None, **more: object) -> dict[str, object]:
+    choices = [] if content is None else [{"index": 0, "delta": {"content": content}, "finish_reason": None}]
+    return {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o-mini-2024-07-18", "choices": choices, **more}
+
+
+def post(proxy: LiveProxy, body: object = CHAT, target: str = "/v1/chat/completions") -> Any:
+    return proxy.post(target, json=body, headers={"Authorization": f"Bearer {KEY}"})
+
+
+async def answer_json(exchange: Exchange) -> None:
+    await exchange.read_body()
+    body = json.dumps({"model": "gpt-4o-mini-2024-07-18", "choices": [{}], "usage": USAGE}).encode()
+    await exchange.answer(body, headers=(("content-type", "application/json"), ("x-request-id", "req_up")))
+
+
+def test_a_whole_answer_is_recorded_with_its_buckets(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    upstream.script = answer_json
+    post(metered)
+    expected = ("gpt-4o-mini-2024-07-18", 200, "completed", "upstream", 60, 40, 30, 10, "req_up", False)
+    assert ledger.new() == [("/v1/chat/completions", *expected)]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_compressed_answer_is_read_from_a_copy(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, coding: str
+) -> None:
+    plain = json.dumps({"model": "m", "usage": USAGE}).encode()
+    packed = gzip.compress(plain) if coding == "gzip" else zlib.compress(plain)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.answer(packed, headers=(("content-type", "application/json"), ("content-encoding", coding)))
+
+    upstream.script = script
+    with RawClient(metered) as client:
+        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=json.dumps(CHAT).encode())
+        assert client.answer().body == packed
+    assert ledger.new()[0][4:8] == ("upstream", 60, 40, 30)
+
+
+async def stream_as_asked(exchange: Exchange) -> None:
+    """Answer as OpenAI does: usage only where it was asked for."""
+    request = json.loads(await exchange.read_body())
+    asked = (request.get("stream_options") or {}).get("include_usage")
+    nothing_yet = {"usage": None} if asked else {}
+    await exchange.start_stream()
+    await exchange.events(chunk("Hel", **nothing_yet), chunk("lo", **nothing_yet), done=False)
+    if asked:
+        await exchange.events(chunk(usage=USAGE), done=False)
+    await exchange.chunk(b"data: [DONE]\n\n")
+    await exchange.end_stream()
+
+
+def test_a_stream_that_did_not_ask_for_usage_is_metered_and_looks_as_if_nobody_had(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    upstream.script = stream_as_asked
+    body = CHAT | {"stream": True}
+    answer = post(metered, body)
+    sent = json.loads(upstream.requests[0].body)
+    assert sent == body | {"stream_options": {"include_usage": True}}
+    expected = [chunk("Hel"), chunk("lo")]
+    events = [event for event in answer.text.split("\n\n") if event]
+    assert [json.loads(event.removeprefix("data: ")) for event in events[:-1]] == expected
+    assert events[-1] == "data: [DONE]"
+    assert ledger.new()[0][2:9] == (200, "completed", "upstream", 60, 40, 30, 10)
+
+
+def test_a_stream_that_asked_for_usage_gets_it(metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger) -> None:
+    upstream.script = stream_as_asked
+    body = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+    answer = post(metered, body)
+    assert json.loads(upstream.requests[0].body) == body
+    assert '"total_tokens": 130' in answer.text
+    assert ledger.new()[0][4:8] == ("upstream", 60, 40, 30)
+
+
+def test_a_compressed_stream_that_was_spliced_arrives_unpacked(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        stream = b"".join(
+            b"data: " + json.dumps(event).encode() + b"\n\n" for event in (chunk("Hi"), chunk(usage=USAGE))
+        )
+        packed = gzip.compress(stream + b"data: [DONE]\n\n")
+        headers = (("content-type", "text/event-stream"), ("content-encoding", "gzip"))
+        await exchange.start_stream(headers=headers)
+        for at in range(0, len(packed), 7):
+            await exchange.chunk(packed[at : at + 7])
+        await exchange.end_stream()
+
+    upstream.script = script
+    answer = post(metered, CHAT | {"stream": True})
+    assert "content-encoding" not in answer.headers
+    assert answer.text == f"data: {json.dumps(chunk('Hi'))}\n\ndata: [DONE]\n\n"
+    assert ledger.new()[0][4:8] == ("upstream", 60, 40, 30)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"stream": true', b"\xff\xfe", b'{"stream": true, "stream_options": null}', b"[]", b'{"stream": "true"}']
+)
+def test_a_body_that_cannot_be_asked_for_usage_passes_as_it_is(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, body: bytes
+) -> None:
+    metered.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert upstream.requests[0].body == body
+    ledger.new()
+
+
+def test_an_upstream_that_reports_nothing_is_estimated(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello "), chunk("there, friend"))
+        await exchange.end_stream()
+
+    upstream.script = script
+    post(metered, CHAT | {"stream": True})
+    record = ledger.new()[0]
+    assert record[3:5] == ("completed", "estimated")
+    assert 5 <= record[5] <= 30
+    assert 2 <= record[7] <= 8
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "429 Too Many", "500 Oops"])
+def test_errors_of_the_upstream_are_completed_requests_that_used_nothing(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, status: str
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.answer(b'{"error": {}}', status=status)
+
+    upstream.script = script
+    post(metered)
+    record = ledger.new()[0]
+    assert record[2:9] == (int(status.split()[0]), "completed", "none", 0, 0, 0, 0)
+
+
+def test_a_key_becomes_known_by_its_first_accepted_use_only(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    async def refuse(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.answer(b"{}", status="401 Unauthorized")
+
+    pepper = (metered.var_dir / "key_pepper").read_text().strip().encode()
+    guess, real = b"sk-a-wrong-guess-00000000", b"sk-a-real-key-0000000000"
+    for script, key in ((refuse, guess), (answer_json, real)):
+        upstream.script = script  # type: ignore[assignment]
+        headers = {"Authorization": f"Bearer {key.decode()}"}
+        metered.post("/v1/chat/completions", json=CHAT, headers=headers)
+    ledger.new(2)
+    known = {row[0]: row[1] for row in metered.rows("SELECT fingerprint, hint FROM billing_apikey")}
+    assert keys.fingerprint(guess, pepper=pepper) not in known
+    assert known[keys.fingerprint(real, pepper=pepper)] == "sk-…0000"
+
+
+# However it ends
+
+
+RECORDED = b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in (chunk("Hello"), chunk(usage=USAGE)))
+RECORDED += b"data: [DONE]\n\n"
+
+
+@pytest.mark.slow
+def test_one_record_wherever_the_upstream_cuts(metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger) -> None:
+    wire = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    wire += b"%x\r\n%b\r\n0\r\n\r\n" % (len(RECORDED), RECORDED)
+    cuts = range(0, len(wire) + 1)
+    at = iter(cuts)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        cut = next(at)
+        await exchange.send(wire[:cut])
+        if cut < len(wire):
+            await exchange.close()
+
+    upstream.script = script
+    for _ in cuts:
+        with RawClient(metered) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.answer()
+    outcomes = [record[3] for record in ledger.new(len(cuts))]
+    assert set(outcomes) == {"upstream_error", "completed"}
+    assert outcomes[-1] == "completed"
+    reported = [record for record in metered.rows(RECORDS)[-len(cuts) :] if record[4] == "upstream"]
+    assert all(record[5:8] == (60, 40, 30) for record in reported)
+    assert reported
+
+
+@pytest.mark.slow
+def test_one_record_wherever_the_client_leaves(metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        for at in range(0, len(RECORDED), 16):
+            await exchange.chunk(RECORDED[at : at + 16])
+            await asyncio.sleep(0)
+        await exchange.end_stream()
+
+    upstream.script = script
+    cuts = range(0, len(RECORDED) + 200, 3)
+    for cut in cuts:
+        with RawClient(metered) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            received = 0
+            while received < cut and (data := client.socket.recv(min(64, cut - received))):
+                received += len(data)
+            if cut % 2:
+                client.reset()
+    assert {record[3] for record in ledger.new(len(cuts))} <= {"client_closed", "completed"}
+
+
+def test_a_client_that_leaves_may_be_read_on_for(upstream: FakeUpstream) -> None:
+    left = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), done=False)
+        upstream.signals.put("sent")
+        await left.wait()
+        await exchange.events(chunk(usage=USAGE))
+        await exchange.end_stream()
+
+    upstream.script = script
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT="drain") as proxy:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.read_until(b"Hello")
+        # The proxy has seen the client leave once it has answered another.
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        record = proxy.wait_for_rows(RECORDS, 1)[0]
+    assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+def test_what_is_refused_here_is_recorded_as_refused(metered: LiveProxy, ledger: Ledger) -> None:
+    with RawClient(metered) as client:
+        client.request("POST", "/v1/files", "Content-Length: 99999999999")
+        assert client.answer().status == 413
+    assert ledger.new()[0][2:5] == (413, "refused", "none")
+
+
+# Other routes
+
+
+def test_embeddings_speech_and_transcription_are_recorded(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    answers = iter(
+        [
+            json.dumps(
+                {"data": [], "model": "text-embedding-3-small", "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+            ),
+            "RIFF....",
+            json.dumps({"text": "hi", "usage": {"type": "duration", "seconds": 12}}),
+        ]
+    )
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        body = next(answers)
+        kind = "audio/wav" if body.startswith("RIFF") else "application/json"
+        await exchange.answer(body.encode(), headers=(("content-type", kind),))
+
+    upstream.script = script
+    client = OpenAI(api_key=KEY, base_url=f"{metered.url}/v1", max_retries=0)
+    client.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float")
+    client.audio.speech.create(model="tts-1", voice="alloy", input="nineteen characters").read()
+    client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF" * 100))
+    ledger.new(3)
+    rows = metered.rows(
+        "SELECT endpoint, model, input_tokens, characters, audio_ms FROM billing_usagerecord ORDER BY event_id"
+    )[-3:]
+    assert [(row[0], row[1], row[2], row[3], row[4]) for row in rows] == [
+        ("/v1/embeddings", "text-embedding-3-small", 7, 0, 0),
+        ("/v1/audio/speech", "tts-1", 0, 19, 0),
+        ("/v1/audio/transcriptions", "whisper-1", 0, 0, 12000),
+    ]
+
+
+def test_a_batch_is_counted_once_however_often_it_is_looked_at(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    batch = {
+        "id": "batch_1",
+        "object": "batch",
+        "status": "completed",
+        "model": "gpt-4o-mini",
+        "usage": {"input_tokens": 1000, "output_tokens": 200, "total_tokens": 1200},
+    }
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(json.dumps(batch).encode())
+
+    upstream.script = script
+    for _ in range(3):
+        metered.get("/v1/batches/batch_1", headers={"Authorization": f"Bearer {KEY}"})
+    ledger.new(4)
+    assert metered.rows("SELECT SUM(input_tokens), SUM(output_tokens) FROM billing_usagerecord WHERE is_batch") == [
+        (1000, 200)
+    ]
+
+
+def test_a_key_that_the_operator_blocks_is_refused(upstream: FakeUpstream) -> None:
+    upstream.script = answer_json
+    block = (
+        "from billing.models import ApiKey; from billing.services import block_key;"
+        "[block_key(key) for key in ApiKey.objects.all()]"
+    )
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1") as proxy:
+        assert post(proxy).status_code == 200
+        proxy.wait_for_rows("SELECT 1 FROM billing_apikey", 1)
+        proxy.manage("shell", "-c", block)
+        upstream.requests.clear()
+        answers = iter(lambda: post(proxy), None)
+        refused = next(answer for answer in answers if answer.status_code != 200)
+    assert refused.status_code == 403
+    assert refused.json()["error"]["code"] == "key_blocked"

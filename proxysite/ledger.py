@@ -1,0 +1,164 @@
+"""The ledger as the gateway reaches it: through a process of its own, so that no request waits for a database.
+
+In the worker itself a batch on its way into the database would hold Python's interpreter for milliseconds at a
+time, in which no stream goes on. The other process also yields to traffic: what it has not recorded yet stands in
+the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO, TypeVar
+
+import msgspec
+from django.conf import settings
+from django.db import connection
+
+from billing import selectors, services
+from billing.events import UsageEvent
+
+logger = logging.getLogger("proxysite.ledger")
+
+Result = TypeVar("Result")
+
+_NICENESS = 10
+_LENGTH = struct.Struct("!I")
+_encode = msgspec.msgpack.Encoder().encode
+_events_in = msgspec.msgpack.Decoder(list[UsageEvent]).decode
+
+
+class Reply(msgspec.Struct):
+    """What the process says of one batch; `failure` is "" or the name of what went wrong."""
+
+    recorded: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    failure: str = ""
+
+
+_reply_in = msgspec.msgpack.Decoder(Reply).decode
+
+
+class LedgerError(Exception):
+    """A batch was not recorded; the same batch may be given again."""
+
+
+class LedgerProcess:
+    """Records batches of events in a child process, which is started when there is something to record."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def record(self, events: Sequence[UsageEvent]) -> Reply:
+        """Record a batch; waits for it. LedgerError while the database or the process is away."""
+        with self._lock:
+            child = self._child
+            if child is None or child.poll() is not None:
+                child = self._child = _started()
+            try:
+                _write(child.stdin, _encode(list(events)))
+                reply = _reply_in(_read(child.stdout))
+            except (OSError, EOFError, msgspec.MsgspecError) as exc:
+                self._end()
+                raise LedgerError("the ledger's process ended") from exc
+        if reply.failure:
+            raise LedgerError(reply.failure)
+        return reply
+
+    def close(self) -> None:
+        """End the process, once it has finished what it was given."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "proxysite.ledger_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=settings.BASE_DIR,
+    )
+
+
+def _write(pipe: IO[bytes] | None, message: bytes) -> None:
+    if pipe is None:
+        raise EOFError
+    pipe.write(_LENGTH.pack(len(message)) + message)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes] | None) -> bytes:
+    if pipe is None or len(head := pipe.read(_LENGTH.size)) < _LENGTH.size:
+        raise EOFError
+    (size,) = _LENGTH.unpack(head)
+    if len(message := pipe.read(size)) < size:
+        raise EOFError
+    return message
+
+
+def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
+    """Be the process: record what comes until the other side is gone."""
+    # The terminal's Ctrl-C and the master's signals are for the worker, which ends this process last.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            _write(replies, _encode(_replied(_events_in(_read(requests)))))
+
+
+def _replied(events: list[UsageEvent]) -> Reply:
+    try:
+        result = record(events)
+    except Exception as exc:  # the edge of the process: whatever it is, the journal keeps the events and tries again
+        logger.warning("usage events were not recorded: %s: %s", type(exc).__name__, exc)
+        return Reply(failure=type(exc).__name__)
+    return Reply(result.recorded, result.duplicates, result.rejected)
+
+
+def record(events: Sequence[UsageEvent]) -> services.RecordResult:
+    """Record a batch of usage events in this process; raises while the database is away."""
+    return _connected(lambda: services.record_events(events))
+
+
+def blocked_fingerprints() -> frozenset[str]:
+    """Return the fingerprints of all blocked keys; raises while the database is away."""
+    return _connected(selectors.blocked_fingerprints)
+
+
+def _connected(work: Callable[[], Result]) -> Result:
+    """Do some work on this thread's connection, which stays open for the next time unless the work failed.
+
+    Django closes connections after each request; to open SQLite's anew for every batch, and to write its log back
+    into the database each time, takes longer than the batch.
+    """
+    try:
+        connection.ensure_connection()
+        connection.close_at = None
+        return work()
+    except BaseException:
+        connection.close()
+        raise
