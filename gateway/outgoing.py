@@ -22,6 +22,41 @@ _known_names: dict[bytes, int] = {}
 _known_methods: dict[str, bytes] = {}
 
 
+class OutgoingRequest(httpx.Request):
+    """A request made of parts that are ready: nothing is added to them, and `Headers` is built when somebody looks.
+
+    httpx's own constructor copies the URL, upper-cases the method (which is case-sensitive, RFC 9110 §9.1) and takes
+    the fields apart. `extensions["raw_headers"]` are the fields as they go out.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        url: httpx.URL,
+        *,
+        fields: Fields,
+        stream: httpx.AsyncByteStream,
+        target: bytes,
+        timeout: dict[str, float | None],
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.stream = stream
+        self.extensions = {"target": target, "timeout": timeout, "raw_headers": fields}
+        self._fields = fields
+        self._headers: httpx.Headers | None = None
+
+    @property
+    def headers(self) -> httpx.Headers:
+        if self._headers is None:
+            self._headers = httpx.Headers(self._fields)
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: httpx.Headers) -> None:
+        self._headers = headers
+
+
 def request_head(method: str, target: bytes, fields: Fields) -> tuple[bytes, int]:
     """Assemble a request's head, every byte as given; return it and the length of the body, or `CHUNKED`.
 

@@ -32,6 +32,7 @@ from gateway.errors import (
     error_headers,
 )
 from gateway.metering import MOST_BODY_BYTES, Metering, RequestMeter
+from gateway.outgoing import OutgoingRequest
 from gateway.sse import EventAligner
 
 Scope = MutableMapping[str, Any]
@@ -84,7 +85,7 @@ class Relay:
         self.host = self.url.netloc
         self.base_path = self.url.raw_path.rstrip(b"/")
         self.limits = limits
-        self.timeouts = {"connect": limits.connect_timeout_s}
+        self.timeouts: dict[str, float | None] = {"connect": limits.connect_timeout_s}
         self.open_streams = 0
         self._exchanges: set[_Exchange] = set()
         self._transport = transport
@@ -180,14 +181,14 @@ class _Exchange:
         self._meter.check_not_blocked()
         headers, body_bytes = wire.to_upstream(scope["headers"], host=relay.host)
         body = await self._body(headers, body_bytes)
-        request = httpx.Request(
+        request = OutgoingRequest(
             scope["method"],
             relay.url,
-            headers=headers,
+            fields=headers,
             stream=body,
-            extensions={"target": relay.base_path + scope["target"], "timeout": relay.timeouts},
+            target=relay.base_path + scope["target"],
+            timeout=relay.timeouts,
         )
-        request.method = scope["method"]  # httpx upper-cases it; methods are case-sensitive (RFC 9110 §9.1)
         self._meter.asked_s = time.perf_counter()
         self._wait_for_upstream(self._limits.first_byte_timeout_s)
         response = await relay.upstream_for(scope["headers"]).handle_async_request(request)

@@ -188,7 +188,8 @@ class _Call:
 
     def __init__(self, request: httpx.Request, limits: dict[str, float | None]) -> None:
         target = request.extensions.get("target") or request.url.raw_path
-        head, length = request_head(request.method, target, request.headers.raw)
+        fields = request.extensions.get("raw_headers")
+        head, length = request_head(request.method, target, request.headers.raw if fields is None else fields)
         stream: Any = request.stream
         self._method = request.method
         self._limits = limits

@@ -114,6 +114,7 @@ class Application:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
+        self._ledger.start()
         self._journal.start()
         tasks = [asyncio.create_task(self._relay.keep_time())]
         if settings.REDIS_URL:

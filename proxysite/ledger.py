@@ -52,11 +52,16 @@ class LedgerError(Exception):
 
 
 class LedgerProcess:
-    """Records batches of events in a child process, which is started when there is something to record."""
+    """Records batches of events in a child process, which is started anew if it ends."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the process; does not wait until it is ready."""
+        with self._lock:
+            self._child = _started()
 
     def record(self, events: Sequence[UsageEvent]) -> Reply:
         """Record a batch; waits for it. LedgerError while the database or the process is away."""

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
 
-PAGE = 25
+PAGE = 20
 
 
 class ReadOnlyAdmin(ModelAdmin):

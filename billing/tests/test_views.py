@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import trustme
+from asgiref.sync import sync_to_async
 from django.conf import settings as project
 from django.db import connection
 from django.http import HttpRequest
@@ -205,10 +207,8 @@ async def csv_of(query: str = "") -> list[list[str]]:
 
 @pytest.mark.django_db(transaction=True)
 async def test_usage_is_streamed_as_csv() -> None:
-    import asgiref.sync
-
     events = [used(at=timezone.now() - DAY * age) for age in range(80)]
-    await asgiref.sync.sync_to_async(record_events)([*events, used(model='=HYPERLINK("evil")')])
+    await sync_to_async(record_events)([*events, used(model='=HYPERLINK("evil")')])
     lines = await csv_of()
     assert ",".join(lines[0]) == "date,model,endpoint,requests,input_tokens,cached_input_tokens,output_tokens,cost"
     assert len(lines) == 1 + 81
@@ -440,8 +440,6 @@ def test_a_key_that_no_header_can_hold_is_refused_before_it_is_sent(
 def test_an_upstream_behind_a_private_authority_is_asked_with_the_extra_ca(
     client: Client, settings: Settings, tmp_path: Any
 ) -> None:
-    import trustme
-
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
