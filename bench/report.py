@@ -59,10 +59,11 @@ class Bar:
 
 
 BARS = [
-    Bar("cpu_us_per_request", "http", times_nginx=7),
-    Bar("cpu_us_per_request", "tls", times_nginx=8),
-    Bar("cpu_us_per_chunk", "http", times_nginx=2.2),
-    Bar("cpu_us_per_chunk", "tls", times_nginx=3),
+    # With accounting on, the database included; the relay alone is to stay below 7, 8, 2.2 and 3.
+    Bar("cpu_us_per_request", "http", times_nginx=8.5),
+    Bar("cpu_us_per_request", "tls", times_nginx=9.5),
+    Bar("cpu_us_per_chunk", "http", times_nginx=2.6),
+    Bar("cpu_us_per_chunk", "tls", times_nginx=3.4),
     Bar("latency_p50_ms", "http", times_nginx=2),
     Bar("latency_p50_ms", "tls", times_nginx=2),
     Bar("streams_held", "http", at_least=2000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -37,8 +38,10 @@ MOST_BODY_BYTES = 4 << 20
 _FORM_END_BYTES = 64 << 10
 _ESTIMATED = {Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS}
 _READ_ON = _ESTIMATED | {Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS}
-# What may be the last event of a stream: a client may take it for the end.
-_LAST_EVENTS = (b"[DONE]", b".completed", b".incomplete", b".failed", b".done")
+# What stands in the last event of a stream, which a client may take for the end.
+_DONE = re.compile(rb"\[DONE\]")
+_LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
+_ENDS_WITH_DONE = {Meter.CHAT, Meter.COMPLETIONS}
 _NOBODY = ""
 
 
@@ -98,6 +101,7 @@ class RequestMeter:
         "_decoder",
         "_facts",
         "_form",
+        "_last_mark",
         "_metering",
         "_reader",
         "_remover",
@@ -136,6 +140,7 @@ class RequestMeter:
         self._body: bytes | None = None
         self._form: bytearray | None = None
         self._reader: UsageReader | None = None
+        self._last_mark = _DONE if self.endpoint.meter in _ENDS_WITH_DONE else _LAST_EVENT
         self._decoder: Decoder | None = None
         self._remover: UsageEventRemover | None = None
         self.response_bytes = 0
@@ -223,7 +228,7 @@ class RequestMeter:
         reader = self._reader
         if not isinstance(reader, SseReader) or self.is_finished:
             return False
-        return any(mark in events for mark in _LAST_EVENTS) and reader.has_ended()
+        return self._last_mark.search(events) is not None and reader.has_ended()
 
     # The end
 

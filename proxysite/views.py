@@ -80,12 +80,12 @@ def _cache() -> str:
 
 
 def _journal() -> str:
+    if alarms := journal.alarms():
+        return "; ".join(alarms)
     directory = settings.JOURNAL_DIR
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         return "the directory is not writable"
-    if alarms := journal.alarms():
-        return "; ".join(alarms)
     oldest_age_s = _journal_depth()["oldest_age_s"]
     return f"events have been waiting for {oldest_age_s} s" if oldest_age_s > _JOURNAL_AGE_MOST_S else ""
 

@@ -168,6 +168,18 @@ def test_a_worker_killed_under_load_loses_and_doubles_nothing(metered_upstream: 
         assert any(0 <= failed_at - at < 2 for at in killed_at), failure
 
 
+def test_a_killed_ledger_process_under_load_loses_and_doubles_nothing(metered_upstream: FakeUpstream) -> None:
+    with LiveProxy(UPSTREAM_URL=metered_upstream.url) as proxy:
+        with Load(proxy) as load:
+            for _ in range(3):
+                (doomed,) = _ledger_pids(proxy)
+                os.kill(doomed, signal.SIGKILL)
+                load.wait_for_more(100)
+                _wait_until(lambda doomed=doomed: len(_ledger_pids(proxy) - {doomed}) == 1)
+        assert_recorded_once(proxy, load)
+    assert load.failed == []
+
+
 def test_what_a_killed_instance_left_is_recorded_by_the_next(metered_upstream: FakeUpstream) -> None:
     with LiveProxy(UPSTREAM_URL=metered_upstream.url, JOURNAL_FLUSH_SECONDS="30") as proxy:
         with Load(proxy) as load:
@@ -317,6 +329,17 @@ def _wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def _ledger_pids(proxy: LiveProxy) -> set[int]:
+    """Return the processes of the workers that record."""
+    found = set()
+    for worker in proxy.worker_pids:
+        for children in Path("/proc").glob(f"{worker}/task/*/children"):
+            with contextlib.suppress(OSError):  # gone since it was listed
+                pids = map(int, children.read_text().split())
+                found |= {pid for pid in pids if b"ledger_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return found
 
 
 def _waiting_bytes(proxy: LiveProxy) -> int:
