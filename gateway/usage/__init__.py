@@ -25,7 +25,7 @@ __all__ = [
     "request_facts",
 ]
 
-MAX_SAMPLE_BYTES = 64 << 10
+MAX_SAMPLE_BYTES = 16 << 10
 # Answers that are nothing but a file.
 _OPAQUE = (b"audio/", b"image/", b"video/", b"application/octet-stream", b"application/zip", b"application/sdp")
 
