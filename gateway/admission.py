@@ -1,4 +1,4 @@
-"""May this key do this now? So far: has the operator blocked it."""
+"""What operators have decided, brought to a worker: now and then, and at once where it is announced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -15,17 +16,20 @@ logger = logging.getLogger("gateway.admission")
 _RECONNECT_SECONDS = 5.0
 
 
-class Policy:
+Decided = TypeVar("Decided")
+
+
+class Policy(Generic[Decided]):
     """What operators have decided, as each worker knows it: read by `load` now and then, never for a request.
 
-    `apply` gets the fingerprints of all blocked keys, from whichever thread read them.
+    `apply` gets it from whichever thread read it.
     """
 
     def __init__(
         self,
         *,
-        load: Callable[[], frozenset[str]],
-        apply: Callable[[frozenset[str]], None],
+        load: Callable[[], Decided],
+        apply: Callable[[Decided], None],
         max_age_s: float = 10.0,
     ) -> None:
         self._load = load

@@ -80,7 +80,13 @@ class Answer(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Drop the connection unless the answer has ended; then it is already back in the pool."""
         self._chunks.clear()
-        self._give_up(httpx.ReadError("the answer was closed before its end"))
+        if not self.ended:
+            self._line.fail(httpx.ReadError("the answer was closed before its end"))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the next step yields at once."""
+        return bool(self._chunks)
 
     # From the connection
 

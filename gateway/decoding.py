@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -37,21 +37,26 @@ class Decoder:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what the next bytes of the body decode to, b"" after giving up."""
+        return b"".join(self.parts(chunk))
+
+    def parts(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the same in parts of about 256 KiB at most: a bomb is never in memory as a whole."""
+        self._input_bytes += len(chunk)
+        while part := self._decoded(chunk):
+            chunk = b""
+            self._output_bytes += len(part)
+            if self._is_too_much():
+                self._give_up()
+            yield part
+
+    def _decoded(self, chunk: bytes) -> bytes:
         if self._coding is None:
             return b""
-        self._input_bytes += len(chunk)
-        parts: list[bytes] = []
         try:
-            while part := self._coding.decode(chunk):
-                parts.append(part)
-                self._output_bytes += len(part)
-                chunk = b""
-                if self._is_too_much():
-                    self._give_up()
-                    break
+            return self._coding.decode(chunk)
         except Exception:  # of three libraries, each with its own; a copy that cannot be read is no failure
             self._give_up()
-        return b"".join(parts)
+            return b""
 
     def _is_too_much(self) -> bool:
         allowed = max(_FREE_BYTES, self._max_ratio * self._input_bytes)

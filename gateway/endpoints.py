@@ -33,6 +33,9 @@ class Meter(enum.Enum):
     OTHER = "other"
     NONE = "none"
 
+    # Members are one of a kind; enum's own is a call of Python's at each look into a set.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

@@ -20,6 +20,7 @@ class GatewayError(Exception):
         self.message = message
         self.retry_after_s = retry_after_s
         self.param = param
+        self.headers: list[tuple[bytes, bytes]] = []
 
     def fields(self) -> dict[str, str | None]:
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
@@ -51,6 +52,66 @@ class KeyBlockedError(GatewayError):
     status = 403
     type = "invalid_request_error"
     code = "key_blocked"
+
+
+class KeyNotRegisteredError(GatewayError):
+    """Only registered keys pass here, and this is none."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "key_not_registered"
+
+
+class AddressNotAllowedError(GatewayError):
+    """The key, or this gateway, may not be used from the client's network."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "address_not_allowed"
+
+
+class ModelNotAllowedError(GatewayError):
+    """The key may not use this model, or nobody can tell which model the request is for."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "model_not_allowed"
+
+
+class ModelUnpricedError(GatewayError):
+    """The key has a limit of money, and nobody can tell what the request may cost."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "model_unpriced"
+
+
+class RateLimitedError(GatewayError):
+    """So much in a minute, or at once, is not allowed; `type` is OpenAI's `requests` or `tokens`."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, type: str = "requests", retry_after_s: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = type
+
+
+class SpendLimitedError(GatewayError):
+    """The month's money is spent, or reserved by requests in progress."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class LimitsUnavailableError(GatewayError):
+    """Nobody can tell now whether a limit is met, and the operator wants nothing to pass then."""
+
+    status = 503
+    type = "server_error"
+    code = "limits_unavailable"
 
 
 class RequestTimeoutError(GatewayError):
@@ -126,8 +187,9 @@ def error_headers(error: GatewayError, *, request_id: str, body_bytes: int) -> l
         (b"content-type", b"application/json; charset=utf-8"),
         (b"content-length", b"%d" % body_bytes),
         (b"cache-control", b"no-store"),
-        (b"x-request-id", request_id.encode("ascii")),
     ]
+    if request_id:
+        headers += [(b"x-request-id", request_id.encode("ascii")), (b"x-proxy-request-id", request_id.encode("ascii"))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
-    return headers
+    return headers + error.headers

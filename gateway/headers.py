@@ -5,8 +5,10 @@ Hop-by-hop fields: RFC 9110 §7.6.1. Everything else that is end-to-end passes, 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 from typing import NamedTuple
+
+from gateway.errors import BadRequestError
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -52,8 +54,8 @@ _NAMES_NOTHING = (b"keep-alive", b"close")
 
 # Without credentials "*" means every name except Authorization; the names are for engines that read it literally.
 _EXPOSED = (
-    b"*, x-request-id, retry-after, retry-after-ms, openai-organization, openai-processing-ms, openai-version, "
-    b"openai-model, openai-project, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+    b"*, x-request-id, x-proxy-request-id, retry-after, retry-after-ms, openai-organization, openai-processing-ms, "
+    b"openai-version, openai-model, openai-project, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
     b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, "
     b"x-ratelimit-reset-tokens, x-should-retry, content-disposition, server-timing"
 )
@@ -86,8 +88,13 @@ class ToClient(NamedTuple):
     request_id: bytes
 
 
-_PASSES, _STAYS, _CONNECTION, _LENGTH, _CODING, _TYPE, _ENCODING, _TRAILER, _REQUEST_ID = range(9)
-_UPSTREAM_ROLES = {b"connection": _CONNECTION, b"content-length": _LENGTH, b"transfer-encoding": _CODING}
+_PASSES, _STAYS, _CONNECTION, _LENGTH, _CODING, _TYPE, _ENCODING, _TRAILER, _REQUEST_ID, _KEY = range(10)
+_UPSTREAM_ROLES = {
+    b"connection": _CONNECTION,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"authorization": _KEY,
+}
 _CLIENT_ROLES = {
     b"connection": _CONNECTION,
     b"content-type": _TYPE,
@@ -98,26 +105,48 @@ _CLIENT_ROLES = {
 }
 
 
-# Both caches are bounded: the names are a stranger's.
-@lru_cache(maxsize=4096)
+class Roles(dict[bytes, int]):
+    """What a field's name means, by name, worked out once: of names of usual length only, and of so many.
+
+    The names are a stranger's, who must not fill memory with them.
+    """
+
+    _MOST_NAMES = 4096
+    _USUAL_NAME_BYTES = 64
+
+    def __init__(self, role_of: Callable[[bytes], int]) -> None:
+        super().__init__()
+        self._role_of = role_of
+
+    def __missing__(self, name: bytes) -> int:
+        role = self._role_of(name)
+        if len(name) <= self._USUAL_NAME_BYTES:
+            if len(self) >= self._MOST_NAMES:
+                self.clear()
+            self[name] = role
+        return role
+
+
 def _role_upstream(name: bytes) -> int:
     if name in _UPSTREAM_ROLES:
         return _UPSTREAM_ROLES[name]
-    stays = (
-        name in _NOT_TO_UPSTREAM
-        or name in _NAMES_THE_CLIENT
-        or name.startswith(_NAMES_THE_CLIENT_PREFIXES)
-        or name.startswith(_WEBSOCKET_HANDSHAKE)
-    )
+    stays = name in _NOT_TO_UPSTREAM or names_the_client(name) or name.startswith(_WEBSOCKET_HANDSHAKE)
     return _STAYS if stays else _PASSES
 
 
-@lru_cache(maxsize=4096)
 def _role_to_client(name: bytes) -> int:
     lower = name.lower()
     if lower in _CLIENT_ROLES:
         return _CLIENT_ROLES[lower]
     return _STAYS if lower in _NOT_TO_CLIENT or lower.startswith(_CORS_PREFIX) else _PASSES
+
+
+_roles_upstream, _roles_to_client = Roles(_role_upstream), Roles(_role_to_client)
+
+
+def names_the_client(name: bytes) -> bool:
+    """Return whether only a proxy writes a header field of this name, in lower case."""
+    return name in _NAMES_THE_CLIENT or name.startswith(_NAMES_THE_CLIENT_PREFIXES)
 
 
 def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
@@ -132,13 +161,15 @@ def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
 def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
     """Return what goes upstream of a client's header fields (names in lower case), `Host` first.
 
-    A chunked body stays chunked: its framing is ours, so the field is written anew.
+    A chunked body stays chunked: its framing is ours, so the field is written anew. Raises BadRequestError where
+    there are two keys: the one that is looked at here need not be the one that the upstream takes.
     """
     sent: RawHeaders = [(b"host", host)]
     body_bytes = 0
+    has_key = False
     named: frozenset[bytes] = frozenset()
     for pair in headers:
-        role = _role_upstream(pair[0])
+        role = _roles_upstream[pair[0]]
         if role == _PASSES:
             sent.append(pair)
         elif role == _LENGTH:
@@ -149,6 +180,11 @@ def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
             sent.append((b"transfer-encoding", b"chunked"))
         elif role == _CONNECTION and pair[1].lower() not in _NAMES_NOTHING:
             named = _named_by_connection(headers)
+        elif role == _KEY:
+            if has_key:
+                raise BadRequestError("A request has at most one Authorization field.")
+            has_key = True
+            sent.append(pair)
     if named:
         sent = [pair for pair in sent if pair[0] not in named]
     return ToUpstream(sent, body_bytes)
@@ -162,7 +198,7 @@ def to_client(headers: RawHeaders) -> ToClient:
     body_bytes = -1
     content_type = content_encoding = request_id = b""
     for pair in headers:
-        role = _role_to_client(pair[0])
+        role = _roles_to_client[pair[0]]
         if role == _STAYS:
             continue
         if role == _CONNECTION:
@@ -187,6 +223,10 @@ def to_client(headers: RawHeaders) -> ToClient:
     sent += CORS_HEADERS
     is_event_stream = not content_encoding and content_type[:17].lower() == b"text/event-stream"
     return ToClient(sent, is_event_stream, has_trailers, body_bytes, content_type, content_encoding, request_id)
+
+
+def without_length(headers: RawHeaders) -> RawHeaders:
+    return [pair for pair in headers if pair[0].lower() != b"content-length"]
 
 
 def preflight(request_headers: RawHeaders) -> RawHeaders:

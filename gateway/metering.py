@@ -8,17 +8,19 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from billing import keys
 from billing.events import Outcome, Usage, UsageEvent, UsageSource
 from gateway import headers as wire
+from gateway.access_log import log_access
 from gateway.decoding import Decoder
 from gateway.endpoints import Endpoint, Meter, endpoint_of
 from gateway.errors import KeyBlockedError
 from gateway.splice import UsageEventRemover, with_include_usage
+from gateway.tally import Tally
 from gateway.usage import (
     OutputSample,
     Reading,
@@ -30,12 +32,19 @@ from gateway.usage import (
     reader_for,
     request_facts,
 )
+from proxysite.logs import current_request_id
+
+if TYPE_CHECKING:
+    from gateway.hold import Hold
+    from gateway.limiter import FormGuard
 
 logger = logging.getLogger("gateway.metering")
 
 # Bodies beyond this pass without being looked at.
 MOST_BODY_BYTES = 4 << 20
 _FORM_END_BYTES = 64 << 10
+# OpenAI takes no recording that is larger.
+_LIKELY_BYTES = 25 << 20
 _ESTIMATED = {Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS}
 _READ_ON = _ESTIMATED | {Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS}
 # What stands in the last event of a stream, which a client may take for the end.
@@ -43,6 +52,8 @@ _DONE = re.compile(rb"\[DONE\]")
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = {Meter.CHAT, Meter.COMPLETIONS}
 _NOBODY = ""
+_RUNS = "/v1/threads/{thread_id}/runs"
+_NO_USAGE = Usage()
 
 
 class Estimates(Protocol):
@@ -54,7 +65,10 @@ class Estimates(Protocol):
 
 
 class Metering:
-    """What one worker meters with. `blocked` holds the fingerprints of blocked keys; it is replaced, not changed."""
+    """What one worker meters with. `blocked` holds the fingerprints of blocked keys; it is replaced, not changed.
+
+    `tally` counts what has ended.
+    """
 
     def __init__(
         self,
@@ -63,14 +77,19 @@ class Metering:
         append: Callable[[UsageEvent], None],
         estimates: Estimates,
         splices_usage: bool = True,
+        logs_access: bool = False,
     ) -> None:
         self.fingerprint = keys.Fingerprinter(pepper)
         self.append = append
         self.estimates = estimates
         self.splices_usage = splices_usage
+        self.logs_access = logs_access
+        self.tally = Tally()
         self.blocked: frozenset[str] = frozenset()
         self._worker = secrets.token_hex(8)
         self._numbers = itertools.count()
+        # Ids are shown to clients, who need not see how many requests there are.
+        self._scatter = secrets.randbits(32) | 1
 
     def begin(self, scope: Any) -> RequestMeter:
         """Start to meter a request. Never raises."""
@@ -78,7 +97,7 @@ class Metering:
 
     def new_event_id(self) -> str:
         """Return an id unique for all time, that sorts by time."""
-        return f"{time.time_ns():016x}{self._worker}{next(self._numbers):08x}"
+        return f"{time.time_ns():016x}{self._worker}{next(self._numbers) * self._scatter & 0xFFFFFFFF:08x}"
 
     def identify(self, headers: wire.RawHeaders) -> tuple[str, str]:
         """Return fingerprint and hint of the key in a request, both "" where there is none."""
@@ -94,13 +113,15 @@ def _check_not_blocked(metering: Metering, fingerprint: str) -> None:
 
 
 class RequestMeter:
-    """One HTTP request. Exactly one event comes of it, at the first `finish`."""
+    """One HTTP request. Exactly one event comes of it, at the first `finish`, under the id `request_id`."""
 
     __slots__ = (
         "_body",
         "_decoder",
         "_facts",
+        "_facts_for_limits",
         "_form",
+        "_headers",
         "_last_mark",
         "_metering",
         "_reader",
@@ -111,11 +132,15 @@ class RequestMeter:
         "endpoint",
         "fingerprint",
         "first_byte_s",
+        "form_guard",
         "hint",
+        "hold",
         "is_finished",
         "is_spliced",
         "method",
+        "must_be_seen",
         "request_bytes",
+        "request_id",
         "response_bytes",
         "started_s",
         "status",
@@ -126,9 +151,12 @@ class RequestMeter:
         self._metering = metering
         self._started_at = time.time()
         self.started_s = time.perf_counter()
+        self.request_id = metering.new_event_id()
+        current_request_id.set(self.request_id)
         self.method: str = scope["method"]
+        self._headers: wire.RawHeaders = scope["headers"]
         self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
-        self.fingerprint, self.hint = metering.identify(scope["headers"])
+        self.fingerprint, self.hint = metering.identify(self._headers)
         self.content_type = b""
         self.request_bytes = 0
         self.status = 0
@@ -137,6 +165,7 @@ class RequestMeter:
         self.is_finished = False
         self.is_spliced = False
         self._facts: RequestFacts | None = None
+        self._facts_for_limits: RequestFacts | None = None
         self._body: bytes | None = None
         self._form: bytearray | None = None
         self._reader: UsageReader | None = None
@@ -144,6 +173,10 @@ class RequestMeter:
         self._decoder: Decoder | None = None
         self._remover: UsageEventRemover | None = None
         self.response_bytes = 0
+        # Of limits, see `gateway.limiter`; untouched while there are none.
+        self.hold: Hold | None = None
+        self.must_be_seen = False
+        self.form_guard: FormGuard | None = None
 
     # The way up
 
@@ -154,7 +187,7 @@ class RequestMeter:
 
     def wants_whole_body(self, headers: wire.RawHeaders, declared_bytes: int) -> bool:
         """Return whether the body is to be given to `take_body` before it goes up."""
-        if self.endpoint.meter is Meter.NONE or declared_bytes > MOST_BODY_BYTES:
+        if self.endpoint.meter is Meter.NONE and not self.must_be_seen:
             return False
         for name, value in headers:
             if name == b"content-type":
@@ -163,12 +196,15 @@ class RequestMeter:
         if kind.startswith(b"multipart/form-data"):
             self._form = bytearray()
             return False
-        return declared_bytes != 0
+        return declared_bytes != 0 and declared_bytes <= MOST_BODY_BYTES
 
     def take_body(self, body: bytes) -> bytes:
         """Return the body to send: the same, or with usage asked for where the client did not."""
         self.request_bytes = len(body)
         if len(body) > MOST_BODY_BYTES:
+            return body
+        if self.endpoint.meter is Meter.NONE:
+            self._facts_for_limits = request_facts(self.endpoint, body)
             return body
         self._facts = facts = request_facts(self.endpoint, body)
         if self.endpoint.meter in _ESTIMATED:
@@ -184,14 +220,43 @@ class RequestMeter:
         return spliced
 
     def take_part(self, part: bytes) -> None:
-        """Look at a part of a body that goes up as it comes."""
+        """Look at a part of a body that goes up as it comes. Raises ModelNotAllowedError."""
         self.request_bytes += len(part)
+        if self.form_guard is not None:
+            self.form_guard.feed(part)
         form = self._form
         if form is not None:
             # The fields stand at either end of the form, the file between them.
             form += part
             if len(form) > 4 * _FORM_END_BYTES:
                 del form[_FORM_END_BYTES:-_FORM_END_BYTES]
+
+    # For limits, before the request goes up
+
+    def see_form(self, form: bytes) -> None:
+        """Look at the beginning of a form, or at all of it; its parts come by `take_part` all the same."""
+        self._facts_for_limits = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
+
+    @property
+    def seen_body(self) -> bytes | None:
+        return self._body
+
+    def seen_facts(self) -> RequestFacts:
+        """Return what the request asks for, as far as it was looked at."""
+        return self._facts or self._facts_for_limits or RequestFacts()
+
+    def is_too_large_to_see(self) -> bool:
+        """Return whether there is a body that was not looked at, since it is too long."""
+        return self._form is None and self.request_bytes == 0 and self.body_bytes(self._headers) > 0
+
+    def body_bytes(self, headers: wire.RawHeaders) -> int:
+        """Return the length of the body; where nobody tells it, the largest that is likely."""
+        if self.request_bytes:
+            return self.request_bytes
+        declared = {name: value for name, value in headers if name in (b"content-length", b"transfer-encoding")}
+        if b"transfer-encoding" in declared:
+            return _LIKELY_BYTES
+        return int(declared.get(b"content-length", 0))
 
     # The way back
 
@@ -217,7 +282,11 @@ class RequestMeter:
         self.response_bytes += len(chunk)
         reader = self._reader
         if reader is not None and not self.is_finished:
-            reader.feed(chunk if self._decoder is None else self._decoder.feed(chunk))
+            if self._decoder is None:
+                reader.feed(chunk)
+            else:
+                for part in self._decoder.parts(chunk):
+                    reader.feed(part)
 
     def without_usage(self, events: bytes) -> bytes:
         """Return whole events without what was only said because this gateway asked for it."""
@@ -250,9 +319,18 @@ class RequestMeter:
                 usage, source = await self._own_count(outcome)
         finally:
             # Whatever happens while tokens are counted, the request is told of.
-            self._metering.append(self._event(outcome, reading, usage or Usage(), source if usage else "none"))
-            if reading.stored_usage is not None and self.endpoint.meter is Meter.BATCH:
-                self._metering.append(self._batch_event(reading))
+            event = self._event(outcome, reading, usage or Usage(), source if usage else "none")
+            self._metering.tally.finished(event, has_begun=self.first_byte_s > 0)
+            if self._metering.logs_access:
+                log_access(event, request_id=self.request_id, headers=self._headers)
+            if reading.in_background and reading.usage is not None and reading.object_id:
+                # Who follows the response later on sees the same usage again.
+                event = msgspec.structs.replace(event, id=self._id_of_object(reading))
+            self._metering.append(event)
+            if self.hold is not None:
+                self.hold.settle(event)
+            if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
+                self._metering.append(self._event_of_object(reading))
             self._body = None
 
     def _reading(self, *, is_whole: bool) -> Reading:
@@ -285,7 +363,7 @@ class RequestMeter:
             facts = self._form_facts() if self._form is not None else RequestFacts()
         now_s = time.perf_counter()
         return UsageEvent(
-            id=self._metering.new_event_id(),
+            id=self.request_id,
             started_at=self._started_at,
             key_fingerprint=self.fingerprint,
             key_hint=self.hint,
@@ -310,12 +388,25 @@ class RequestMeter:
         form = bytes(self._form or b"")
         return multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
 
-    def _batch_event(self, reading: Reading) -> UsageEvent:
-        """Return the usage of a batch, under an id of the batch's own: each further look at it adds nothing."""
+    def _event_of_object(self, reading: Reading) -> UsageEvent:
+        """Return the usage of a batch, or of a response or a run in the background, which no request waited for.
+
+        It stands under an id of the object's own: each further look at the object adds nothing.
+        """
+        is_batch = self.endpoint.meter is Meter.BATCH
+        made_by = _RUNS if self.endpoint.route.startswith(_RUNS) else "/v1/responses"
+        event = self._event("completed", reading, reading.stored_usage or Usage(), "upstream")
+        return msgspec.structs.replace(
+            event,
+            id=self._id_of_object(reading),
+            method="POST",
+            endpoint="/v1/batches" if is_batch else made_by,
+            is_batch=is_batch,
+        )
+
+    def _id_of_object(self, reading: Reading) -> str:
         identity = self._metering.fingerprint(reading.object_id.encode("utf-8", "replace"))
-        usage = reading.stored_usage or Usage()
-        event = self._event("completed", reading, usage, "upstream")
-        return msgspec.structs.replace(event, id=f"batch{identity[:48]}", endpoint="/v1/batches", is_batch=True)
+        return f"{'batch' if self.endpoint.meter is Meter.BATCH else 'response'}{identity[:48]}"
 
 
 class SessionMeter:
@@ -325,10 +416,14 @@ class SessionMeter:
         self._metering = metering
         self._started_at = time.time()
         self.started_s = time.perf_counter()
-        self.fingerprint, self._hint = metering.identify(scope["headers"])
+        self.request_id = metering.new_event_id()
+        current_request_id.set(self.request_id)
+        self._headers: wire.RawHeaders = scope["headers"]
+        self.fingerprint, self._hint = metering.identify(self._headers)
         self._endpoint = endpoint_of("GET", scope["raw_path"])
         self._reader = RealtimeReader(model)
         self._has_settled = False
+        self.hold: Hold | None = None
         self.status = 0
         self.upstream_request_id = ""
 
@@ -340,31 +435,47 @@ class SessionMeter:
         """Look at a message of the upstream's."""
         self._reader.feed(message)
 
+    def has_used(self) -> bool:
+        """Return whether anything was used since the last `settle`."""
+        return self._reader.has_used()
+
     def settle(self, outcome: Outcome, *, is_end: bool) -> None:
         """Say what was used since the last time; a session that used nothing is said once, at its end."""
         for reading in self._reader.take():
             self._append(outcome, reading.usage, reading.model, reading.service_tier, "upstream")
         if is_end and not self._has_settled:
             self._append(outcome, Usage(), self._reader.model, "", "none")
+        if is_end:
+            event = self._event(outcome, Usage(), self._reader.model, "", "none")
+            self._metering.tally.finished(event, has_begun=False)
+            if self.hold is not None:
+                self.hold.settle(event)
+            if self._metering.logs_access:
+                log_access(event, request_id=self.request_id, headers=self._headers)
 
     def _append(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> None:
+        event = self._event(outcome, usage, model, service_tier, source)
+        self._metering.append(event)
         self._has_settled = True
-        self._metering.append(
-            UsageEvent(
-                id=self._metering.new_event_id(),
-                started_at=self._started_at,
-                key_fingerprint=self.fingerprint,
-                key_hint=self._hint,
-                method="GET",
-                endpoint=self._endpoint.route,
-                model=model[:100],
-                service_tier=service_tier,
-                is_stream=True,
-                status=self.status,
-                outcome=outcome,
-                usage_source=source,
-                usage=usage,
-                upstream_request_id=self.upstream_request_id,
-                duration_ms=round((time.perf_counter() - self.started_s) * 1000),
-            )
+        if self.hold is not None and usage != _NO_USAGE:
+            self.hold.settle_part(event)
+
+    def _event(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> UsageEvent:
+        return UsageEvent(
+            # The first event is found under the id that the client knows; a long session has more of them.
+            id=self._metering.new_event_id() if self._has_settled else self.request_id,
+            started_at=self._started_at,
+            key_fingerprint=self.fingerprint,
+            key_hint=self._hint,
+            method="GET",
+            endpoint=self._endpoint.route,
+            model=model[:100],
+            service_tier=service_tier,
+            is_stream=True,
+            status=self.status,
+            outcome=outcome,
+            usage_source=source,
+            usage=usage,
+            upstream_request_id=self.upstream_request_id,
+            duration_ms=round((time.perf_counter() - self.started_s) * 1000),
         )

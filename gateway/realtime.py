@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -15,10 +16,12 @@ from websockets.http11 import Response
 
 from billing.events import Outcome
 from gateway import headers as wire
+from gateway.asgi import Message, Receive, Scope, Send
 from gateway.errors import (
     BadRequestError,
     GatewayError,
     OverloadedError,
+    SpendLimitedError,
     UnknownUrlError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
@@ -27,14 +30,16 @@ from gateway.errors import (
 )
 from gateway.metering import SessionMeter
 from gateway.paths import is_gateway_path
-from gateway.relay import Message, Receive, Relay, Scope, Send, new_request_id
+from gateway.relay import Relay
 from gateway.websocket import Dialer, UpstreamSocket
 
 logger = logging.getLogger("gateway.realtime")
 
 _GOING_AWAY = 1001
+_POLICY_VIOLATION = 1008
 _INTERNAL_ERROR = 1011
 _SETTLE_SECONDS = 60.0
+_QUERY_MAX_BYTES = 4096
 
 
 class Peer(Protocol):
@@ -93,17 +98,22 @@ class Realtime:
         try:
             _check_target(scope)
         except GatewayError as error:
-            await deny(send, error)
+            relay.metering.tally.failed(error.code)
+            await deny(send, error, request_id=relay.metering.new_event_id())
             return
         meter = SessionMeter(relay.metering, scope, model=_model_asked_for(scope))
         try:
             meter.check_not_blocked()
             if relay.open_streams >= relay.limits.max_open_streams:
                 raise OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
+            if relay.limiter is not None:
+                relay.limiter.screen(meter, scope)
+                await relay.limiter.admit_session(meter, scope, model=_only_model(scope))
         except GatewayError as error:
             meter.status = error.status
             meter.settle("refused", is_end=True)
-            await deny(send, error)
+            relay.metering.tally.failed(error.code)
+            await deny(send, error, request_id=meter.request_id)
             return
         relay.open_streams += 1
         try:
@@ -182,15 +192,20 @@ class _Conversation:
             peer = self._peer = await self._realtime.connect(self._scope)
         except InvalidStatus as exc:
             self._outcome, self._meter.status = "completed", exc.response.status_code
+            self._note_request_id(exc.response)
             await self._refuse(exc.response)
             return None
         except GatewayError as error:
             self._outcome = "timeout" if isinstance(error, UpstreamTimeoutError) else "upstream_error"
+            if isinstance(error, BadRequestError):
+                self._outcome = "refused"
             self._meter.status = error.status
             logger.warning("upstream failed: %s: %s", type(error).__name__, error.__cause__ or error.message)
-            await deny(self._send, error)
+            self._realtime.relay.metering.tally.failed(error.code)
+            await deny(self._send, error, request_id=self._meter.request_id)
             return None
-        headers = _headers_to_client(peer.response)
+        self._note_request_id(peer.response)
+        headers = self._headers_to_client(peer.response)
         self._meter.status = 101
         await self._send({"type": "websocket.accept", "subprotocol": peer.subprotocol, "headers": headers})
         self._joined.set()
@@ -198,9 +213,19 @@ class _Conversation:
 
     async def _refuse(self, response: Response) -> None:
         if 200 <= response.status_code <= 599:
-            await _answer(self._send, response.status_code, _headers_to_client(response), bytes(response.body))
+            await _answer(self._send, response.status_code, self._headers_to_client(response), bytes(response.body))
         else:
-            await deny(self._send, UpstreamProtocolError(f"The upstream answered with status {response.status_code}."))
+            error = UpstreamProtocolError(f"The upstream answered with status {response.status_code}.")
+            self._realtime.relay.metering.tally.failed(error.code)
+            await deny(self._send, error, request_id=self._meter.request_id)
+
+    def _note_request_id(self, response: Response) -> None:
+        self._meter.upstream_request_id = response.headers.get("x-request-id", "")[:100]
+
+    def _headers_to_client(self, response: Response) -> wire.RawHeaders:
+        ours = self._meter.request_id.encode()
+        headers = [*_headers_to_client(response), (b"x-proxy-request-id", ours)]
+        return headers if self._meter.upstream_request_id else [*headers, (b"x-request-id", ours)]
 
     async def _pass_messages_down(self, peer: Peer) -> None:
         recv, send, meter = peer.recv, self._send, self._meter
@@ -210,6 +235,11 @@ class _Conversation:
             while True:
                 message = await recv()
                 meter.feed(message)
+                if meter.hold is not None and meter.has_used():
+                    meter.settle("completed", is_end=False)
+                    if not await meter.hold.may_go_on():
+                        await self._cut(message)
+                        return
                 # A session may last an hour: what it has used is not kept back until its end.
                 if loop.time() >= settle_at:
                     meter.settle("completed", is_end=False)
@@ -220,6 +250,16 @@ class _Conversation:
             code, reason = _farewell_to_client(exc)
             self._outcome = "upstream_error" if code == _INTERNAL_ERROR else "completed"
             await send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _cut(self, message: str | bytes) -> None:
+        """Pass on what the session's last money was spent for, say so, and end it."""
+        error = SpendLimitedError("This API key's spend limit is reached; the session ends here.")
+        self._realtime.relay.metering.tally.failed(error.code)
+        self._outcome = "timeout"
+        await self._send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+        event = json.dumps({"type": "error", "error": error.fields()})
+        await self._send({"type": "websocket.send", "text": event})
+        await self._send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
 
     # Client to upstream
 
@@ -239,8 +279,15 @@ class _Conversation:
 
 
 def _model_asked_for(scope: Scope) -> str:
-    asked = parse_qs(scope["query_string"][:4096].decode("latin-1")).get("model", [""])
+    asked = parse_qs(scope["query_string"][:_QUERY_MAX_BYTES].decode("latin-1")).get("model", [""])
     return str(asked[0][:100])
+
+
+def _only_model(scope: Scope) -> str:
+    """Return the model that a client asks for, "" where it may be another: limits must not be led astray."""
+    query = scope["query_string"]
+    asked = set(parse_qs(query.decode("latin-1")).get("model", [])) if len(query) <= _QUERY_MAX_BYTES else set()
+    return str(asked.pop()[:100]) if len(asked) == 1 else ""
 
 
 def _check_target(scope: Scope) -> None:
@@ -276,10 +323,10 @@ def _headers_to_client(response: Response) -> wire.RawHeaders:
     ]
 
 
-async def deny(send: Send, error: GatewayError) -> None:
+async def deny(send: Send, error: GatewayError, *, request_id: str = "") -> None:
     """Answer the handshake with an error of the gateway's own."""
     body = error_body(error)
-    headers = error_headers(error, request_id=new_request_id(), body_bytes=len(body)) + wire.CORS_HEADERS
+    headers = error_headers(error, request_id=request_id, body_bytes=len(body)) + wire.CORS_HEADERS
     await _answer(send, error.status, headers, body)
 
 

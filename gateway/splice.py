@@ -13,6 +13,8 @@ _MOST_BODY_BYTES = 4 << 20
 # A name that occurs again is looked for at 40 ns a byte.
 _MOST_SEARCHED_BYTES = 256 << 10
 _MOST_CANDIDATES = 8
+# What no upstream sends at once, and what would take tens of milliseconds to look at.
+_MOST_LINES = 16_384
 _MEMBER = b'"stream_options":{"include_usage":true},'
 _STREAM = b'"stream"'
 _USAGE = b'"usage"'
@@ -77,11 +79,13 @@ class UsageEventRemover:
 
     def feed(self, piece: bytes) -> bytes:
         """Return what is to be passed on of a piece, possibly b""."""
-        if self._is_within_event or not piece.endswith(_EVENT_ENDS):
-            return self._without_usage(piece)
+        is_whole = piece.endswith(_EVENT_ENDS)
         at = piece.rfind(_USAGE)
         if at < 0:
+            self._is_within_event = bool(piece) and not is_whole
             return piece
+        if self._is_within_event or not is_whole:
+            return self._without_usage(piece)
         # Nearly every chunk: one event in one line.
         if piece.startswith(b"data:") and piece.find(b"\n") == len(piece) - 2 and b"\r" not in piece:
             null = _NULL_AND_END.match(piece, at - 1)
@@ -91,6 +95,9 @@ class UsageEventRemover:
 
     def _without_usage(self, piece: bytes) -> bytes:
         """Return the piece, which may begin or end within an event, without what was added."""
+        if piece.count(b"\n") + piece.count(b"\r") > _MOST_LINES:
+            self._is_within_event = not piece.endswith(_EVENT_ENDS)
+            return piece
         out: list[bytes] = []
         event: list[bytes] = []
         for line in piece.splitlines(keepends=True):

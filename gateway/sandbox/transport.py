@@ -16,6 +16,8 @@ from gateway.sandbox.wire import Answer, error_answer, head_of
 
 MOST_BODY_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
+# Speech is spoken bit by bit: of a slow model's that can be seen.
+SLOW_SPEECH_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,12 @@ class _Body(httpx.AsyncByteStream):
     """An answer's body: one event a chunk with a pause before each but the first, or plain bytes at once."""
 
     def __init__(self, answer: Answer, pace: Pace, timeout_s: float | None, *, empty: bool) -> None:
-        self._chunks = () if empty else answer.events or _slices(answer.body)
+        is_slow_speech = answer.manner is Manner.SLOW and answer.content_type.startswith("audio/")
+        chunk_bytes = -(-len(answer.body) // SLOW_SPEECH_PARTS) if is_slow_speech else _CHUNK_BYTES
+        self._chunks = () if empty else answer.events or _slices(answer.body, chunk_bytes)
         self._cut = answer.manner is Manner.CUT
-        self._pause_s = pace.between(len(answer.events), answer.manner) if answer.events else 0.0
+        is_paced = bool(answer.events) or is_slow_speech
+        self._pause_s = pace.between(len(answer.events), answer.manner) if is_paced else 0.0
         self._timeout_s = timeout_s
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -127,8 +132,8 @@ class _Body(httpx.AsyncByteStream):
         self._chunks = ()
 
 
-def _slices(body: bytes) -> tuple[bytes, ...]:
-    return tuple(body[start : start + _CHUNK_BYTES] for start in range(0, len(body), _CHUNK_BYTES))
+def _slices(body: bytes, size_bytes: int) -> tuple[bytes, ...]:
+    return tuple(body[start : start + size_bytes] for start in range(0, len(body), max(1, size_bytes)))
 
 
 def _first_half(chunks: tuple[bytes, ...]) -> tuple[bytes, ...]:

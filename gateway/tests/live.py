@@ -43,6 +43,8 @@ class LiveProxy:
             "VAR_DIR": str(self.var_dir),
             "PYTHONUNBUFFERED": "1",
             "REDIS_KEY_PREFIX": self.var_dir.name,
+            # A process more, which few tests need.
+            "CELERY_EMBEDDED": "false",
             **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -97,6 +97,14 @@ def test_a_bomb_is_given_up_soon(coding: bytes) -> None:
     assert decoder.feed(data) == b""
 
 
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate", b"br", b"zstd"])
+def test_what_a_chunk_decodes_to_comes_in_small_parts(coding: bytes) -> None:
+    data = CODINGS[coding](bytes(20 << 20))
+    sizes = [len(part) for part in Decoder(coding, max_ratio=1 << 20).parts(data)]
+    assert sum(sizes) == 20 << 20
+    assert max(sizes) < 1 << 20
+
+
 def test_more_than_the_limit_is_given_up() -> None:
     decoder = Decoder(b"identity", max_bytes=10)
     assert decoder.feed(b"12345") == b"12345"

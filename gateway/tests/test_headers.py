@@ -3,10 +3,18 @@ from __future__ import annotations
 import pytest
 
 from gateway import headers as wire
+from gateway.errors import BadRequestError
 
 
 def upstream_names(headers: wire.RawHeaders) -> list[bytes]:
     return [name for name, _ in wire.to_upstream(headers, host=b"api.example").headers]
+
+
+def test_two_keys_are_refused() -> None:
+    one = (b"authorization", b"Bearer sk-a")
+    assert upstream_names([one]) == [b"host", b"authorization"]
+    with pytest.raises(BadRequestError):
+        upstream_names([one, (b"authorization", b"Bearer sk-b")])
 
 
 def client_names(headers: wire.RawHeaders) -> list[bytes]:
@@ -167,3 +175,17 @@ def test_the_declared_size_of_a_body_is_found(headers: wire.RawHeaders, body_byt
 )
 def test_an_event_stream_is_one_that_can_be_read(headers: wire.RawHeaders, is_event_stream: bool) -> None:
     assert wire.to_client(headers).is_event_stream is is_event_stream
+
+
+def test_a_strangers_names_are_remembered_in_bounded_number_and_length() -> None:
+    roles = wire.Roles(len)
+    assert [roles[b"x-%d" % number] for number in range(10_000)][-1] == 6
+    assert len(roles) <= 4096
+    long = b"y" * 60_000
+    assert roles[long] == 60_000
+    assert long not in roles
+
+
+def test_a_long_name_is_judged_as_a_short_one() -> None:
+    long = b"x-forwarded-" + b"y" * 1000
+    assert upstream_names([(long, b"1"), (b"y" * 1000, b"2")]) == [b"host", b"y" * 1000]

@@ -922,18 +922,39 @@ async def answer_pings(exchange: Exchange, tick: Callable[[], None] = lambda: No
 # The server stops
 
 
-async def test_a_stop_closes_clients_with_1012_and_the_upstream_too(upstream: RealtimeUpstream) -> None:
-    with LiveProxy(UPSTREAM_URL=upstream.url) as stopping:
+async def test_a_session_that_does_not_end_in_time_is_closed_with_1012_and_the_upstream_too(
+    upstream: RealtimeUpstream,
+) -> None:
+    with LiveProxy(UPSTREAM_URL=upstream.url, GRACEFUL_TIMEOUT_SECONDS="2") as stopping:
         async with dial(stopping) as client:
             await client.send("x")
             await client.recv()
             began_at = time.monotonic()
             stop = asyncio.create_task(asyncio.to_thread(stopping.stop, signal.SIGTERM))
             assert (await end_of(client))[0] == 1012
-            assert time.monotonic() - began_at < 2
+            assert time.monotonic() - began_at < 3
             assert await upstream.next_close() == (1001, "")
             assert await stop == 0
         assert time.monotonic() - began_at < 8
+
+
+async def test_a_session_goes_on_over_a_reload(upstream: RealtimeUpstream) -> None:
+    with LiveProxy(UPSTREAM_URL=upstream.url) as proxy:
+        assert proxy.process is not None
+        async with dial(proxy) as client:
+            await client.send("before")
+            assert await client.recv() == "before"
+            old = proxy.worker_pids
+            proxy.process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(30):
+                while "Shutting down" not in proxy.log:  # noqa: ASYNC110 - what another process does
+                    await asyncio.sleep(0.05)
+            await client.send("after")
+            assert await client.recv() == "after"
+            assert set(old) & set(proxy.worker_pids)
+        async with asyncio.timeout(10):
+            while set(old) & set(proxy.worker_pids):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 # Ways to the upstream

@@ -208,6 +208,14 @@ def test_any_status_passes_with_its_body(proxy: LiveProxy, upstream: FakeUpstrea
     assert (answer.headers["retry-after"], answer.headers["location"]) == ("7", "/v1/y")
 
 
+def test_blanks_around_a_field_value_are_no_part_of_it(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    with RawClient(proxy) as client:
+        client.get("/v1/models", "X-Padded: \t a b \t ", "X-Empty:  ")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+    fields = dict(upstream.requests[0].headers)
+    assert (fields["x-padded"], fields["x-empty"]) == ("a b", "")
+
+
 def test_response_headers_keep_duplicates_and_lose_those_of_the_hop(proxy: LiveProxy, upstream: FakeUpstream) -> None:
     upstream.script = plays(  # type: ignore[assignment]
         b"HTTP/1.1 200 OK\r\nLink: a\r\nlink: b\r\nX-Request-Id: req_1\r\nSet-Cookie: __cf_bm=1\r\nAlt-Svc: h3\r\n"
@@ -305,6 +313,20 @@ def test_trailers_do_not_disturb_the_answer(proxy: LiveProxy, upstream: FakeUpst
             assert (answer.body, answer.end) == (b"ok", "whole")
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_trailers_that_cannot_be_sent_are_left_out(proxy: LiveProxy, upstream: FakeUpstream, version: bytes) -> None:
+    framing = (
+        b"Content-Length: 2\r\n\r\nok" if version == b"1.1" else b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+    )
+    end = b"" if version == b"1.1" else b"X-Sum: 9\r\n\r\n"
+    upstream.script = plays(b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\n" + framing + end)  # type: ignore[assignment]
+    with RawClient(proxy) as client:
+        client.send(b"GET /v1/x HTTP/%b\r\nHost: h\r\n\r\n" % version)
+        assert client.answer().body == b"ok"
+    assert "out of order" not in proxy.log
+    assert "the relay failed" not in proxy.log
+
+
 def test_an_http_1_0_client_gets_a_body_without_chunks(proxy: LiveProxy, upstream: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.start_stream()
@@ -381,13 +403,15 @@ def test_pieces_end_with_events_however_the_upstream_cuts_them(proxy: LiveProxy,
     assert all(piece.endswith(b"\n\n") for piece in pieces)
 
 
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Content-Length: 100"])
 def test_a_stream_cut_by_the_upstream_ends_with_an_error_event_and_visibly_cut(
-    proxy: LiveProxy, upstream: FakeUpstream
+    proxy: LiveProxy, upstream: FakeUpstream, framing: str
 ) -> None:
     async def script(exchange: Exchange) -> None:
-        await exchange.start_stream()
-        await exchange.events({"number": 1}, done=False)
-        await exchange.chunk('data: {"half": "你'.encode()[:-1])
+        await exchange.send(f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}\r\n\r\n".encode())
+        send = exchange.chunk if "chunked" in framing else exchange.send
+        await send(b'data: {"number": 1}\n\n')
+        await send('data: {"half": "你'.encode()[:-1])
         exchange.abort()
 
     upstream.script = script

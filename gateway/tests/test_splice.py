@@ -291,6 +291,13 @@ def test_garbage_is_no_exception_and_loses_no_byte_but_null_usage(parts: list[by
     assert re.sub(rb'[\s,]*"usage":null[\s,]*', b"", out) == re.sub(rb'[\s,]*"usage":null[\s,]*', b"", b"".join(parts))
 
 
+def test_more_lines_than_an_upstream_sends_at_once_pass_unread() -> None:
+    remover = UsageEventRemover()
+    many = b":\n" * 20_000 + b"\n" + REAL
+    assert remover.feed(many) == many
+    assert remover.feed(REAL) != REAL  # whole events went before
+
+
 def test_a_chunk_costs_microseconds() -> None:
     remover = UsageEventRemover()
     plain = REAL.replace(b'"usage":null,', b"")

@@ -107,9 +107,10 @@ def raw_answer(data: bytes, *, close: bool = False) -> Callable[[Exchange], Awai
 
 
 def reset(exchange: Exchange) -> None:
-    """Drop the line so that the peer sees a reset, not an end of file."""
+    """Drop the line so that the peer, unless it has left already, sees a reset, not an end of file."""
     sock = exchange.writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     exchange.abort()
 
 

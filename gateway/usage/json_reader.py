@@ -9,9 +9,19 @@ import msgspec
 from billing.events import Usage
 from gateway.endpoints import Meter
 from gateway.usage.members import first_members, members_at_end
-from gateway.usage.reading import Reading
+from gateway.usage.reading import IDENTIFIED, RUN, Reading
 from gateway.usage.sample import OutputSample, Sampler
-from gateway.usage.shapes import UNREADABLE, Reply, duration_in, elements_in, name_in, reply_in, reply_of, usage_in
+from gateway.usage.shapes import (
+    UNREADABLE,
+    Reply,
+    duration_in,
+    elements_in,
+    is_settled,
+    name_in,
+    reply_in,
+    reply_of,
+    usage_in,
+)
 
 _MOST_WHOLE_BYTES = 256 << 10
 _HEAD_BYTES = 4 << 10
@@ -94,8 +104,9 @@ class JsonReader:
             name_in(reply.model),
             name_in(reply.service_tier),
             is_complete,
-            name_in(reply.id),
-            usage if is_stored else None,
+            name_in(reply.id) if meter in IDENTIFIED else "",
+            usage if is_stored and is_settled(reply) else None,
+            bytes(reply.background) == b"true" or name_in(reply.object) == RUN,
         )
 
 

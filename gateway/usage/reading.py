@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from billing.events import Usage
+from gateway.endpoints import Meter
 from gateway.usage.sample import OutputSample
 
 
@@ -16,7 +17,9 @@ class Reading(msgspec.Struct, frozen=True):
     `usage` is None where none was reported; zeros are a report. `is_complete`: the upstream came to its own end,
     which is a closed object, or `[DONE]` or the last event that the route has; a complete answer may be of a
     failure. `stored_usage` is that of an object which was only looked at, or made to run later, `object_id`: it is
-    not this request's, and is said again each time; whoever records it, records it once by that id.
+    not this request's, and is said again each time; whoever records it, records it once by that id, so it is None
+    until the object has come to its end. `in_background`: the object is a response or a run that goes on by itself,
+    whose usage nobody else reports. Other objects have no id here.
     """
 
     usage: Usage | None = None
@@ -25,6 +28,13 @@ class Reading(msgspec.Struct, frozen=True):
     is_complete: bool = False
     object_id: str = ""
     stored_usage: Usage | None = None
+    in_background: bool = False
+
+
+# Of which a usage may be met again under the same id.
+IDENTIFIED = frozenset({Meter.BATCH, Meter.STORED, Meter.RESPONSES, Meter.RUNS})
+# An assistant's run: it goes on by itself, unless it is streamed, and then can be looked at all the same.
+RUN = "thread.run"
 
 
 class UsageReader(Protocol):

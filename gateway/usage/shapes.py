@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import msgspec
@@ -14,6 +15,7 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _MOST_TOKENS = 1 << 53
 _MOST_SECONDS = 1e9
 _LONGEST_NAME = 100
+_USUAL_NAME_BYTES = 102
 
 # Some upstreams write counts as 12.0; null stands for a count that does not apply.
 _Count = int | float | None
@@ -63,6 +65,8 @@ class Reply(Struct):
     response: Raw = Raw()
     data: Raw = Raw()
     duration: Raw = Raw()
+    background: Raw = Raw()
+    status: Raw = Raw()
 
 
 _reported_in = msgspec.json.Decoder(_Reported).decode
@@ -70,6 +74,7 @@ _text_in = msgspec.json.Decoder(str).decode
 reply_in = msgspec.json.Decoder(Reply).decode
 elements_in = msgspec.json.Decoder(list[Raw]).decode
 _NO_DETAILS = _Details()
+_SETTLED = frozenset({"", "completed", "incomplete", "failed", "expired", "cancelled"})
 
 
 def reply_of(members: dict[str, bytes]) -> Reply:
@@ -78,7 +83,12 @@ def reply_of(members: dict[str, bytes]) -> Reply:
 
 def name_in(raw: Raw | bytes) -> str:
     """Return a JSON string as a name that is fit for a record: printable, at most 100 characters; else ""."""
-    string = bytes(raw)
+    if len(raw) <= _USUAL_NAME_BYTES:
+        return _usual_name(bytes(raw)) if raw else ""
+    return _name(bytes(raw))
+
+
+def _name(string: bytes) -> str:
     if string[:1] != b'"':
         return ""
     try:
@@ -86,6 +96,15 @@ def name_in(raw: Raw | bytes) -> str:
     except UNREADABLE:
         return ""
     return text if text.isprintable() else "".join(filter(str.isprintable, text))
+
+
+def is_settled(reply: Reply) -> bool:
+    """Return whether a stored object's usage is its last: one that still runs may report more at the next look."""
+    return name_in(reply.status) in _SETTLED
+
+
+# The names of models and tiers are few; what else somebody sends pushes only its like out.
+_usual_name = functools.lru_cache(maxsize=1024)(_name)
 
 
 def usage_in(raw: Raw | bytes, meter: Meter) -> Usage | None:

@@ -101,6 +101,10 @@ class RealtimeReader:
         elif kind in _SECONDS:
             self._take_seconds(read)
 
+    def has_used(self) -> bool:
+        """Return whether `take` would return anything."""
+        return bool(self._used)
+
     def take(self) -> list[RealtimeReading]:
         """Return what was used since the last call: at the end of a session, and now and then within it."""
         taken = [

@@ -11,7 +11,7 @@ from billing.events import Usage
 from gateway.endpoints import Meter
 from gateway.sse import EventAligner
 from gateway.usage.members import first_members, members_at_end
-from gateway.usage.reading import Reading
+from gateway.usage.reading import IDENTIFIED, RUN, Reading
 from gateway.usage.sample import OutputSample, Sampler
 from gateway.usage.shapes import UNREADABLE, Reply, name_in, reply_in, reply_of, usage_in
 
@@ -62,7 +62,7 @@ class SseReader:
         self._usage: Usage | None = None
         self._images = 0
         self._model = self._service_tier = self._object_id = ""
-        self._is_complete = False
+        self._is_complete = self._in_background = False
 
     def feed(self, chunk: bytes) -> None:
         if self._is_aligned and chunk.endswith(_COMMON_ENDS):
@@ -107,6 +107,7 @@ class SseReader:
             self._is_complete,
             self._object_id,
             usage if self._is_stored else None,
+            self._in_background,
         )
 
     def output_sample(self) -> OutputSample:
@@ -148,7 +149,8 @@ class SseReader:
         if reply.response:
             inner = _reply_in(bytes(reply.response))
         usage = usage_in(inner.usage, self._meter)
-        if self._meter is Meter.RUNS and name_in(reply.object) != "thread.run":
+        is_run = self._meter is Meter.RUNS and name_in(reply.object) == RUN
+        if self._meter is Meter.RUNS and not is_run:
             usage = None  # a step's, which is a part of its run's
         if usage is not None:
             self._usage = usage
@@ -157,7 +159,9 @@ class SseReader:
         if usage is not None or not self._model:
             self._model = name_in(inner.model) or self._model
             self._service_tier = name_in(inner.service_tier) or self._service_tier
-            self._object_id = name_in(inner.id) or self._object_id
+            if self._meter in IDENTIFIED:
+                self._object_id = name_in(inner.id) or self._object_id
+            self._in_background = self._in_background or is_run or bytes(inner.background) == b"true"
         if self._model:
             self._events_for_facts = 0
 

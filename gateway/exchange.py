@@ -1,0 +1,446 @@
+"""One HTTP request in, one stream of bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import httpx2 as httpx
+
+from billing.events import Outcome
+from gateway import headers as wire
+from gateway.asgi import Message, Receive, Scope, Send, send_error
+from gateway.decoding import Decoder
+from gateway.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    GatewayError,
+    RequestTimeoutError,
+    ResponseCutError,
+    ShuttingDownError,
+    SpendLimitedError,
+    UpstreamConnectionError,
+    UpstreamProtocolError,
+    UpstreamTimeoutError,
+    error_event,
+)
+from gateway.metering import MOST_BODY_BYTES, RequestMeter
+from gateway.outgoing import OutgoingRequest
+from gateway.sse import EventAligner
+
+if TYPE_CHECKING:
+    from gateway.relay import Relay
+
+logger = logging.getLogger("gateway.relay")
+
+_NO_BODY = httpx.ByteStream(b"")
+# What all bodies that metering waits for may hold together while they arrive. Beyond it larger ones go up as they
+# come, unread: who sends bodies without end must neither fill memory nor keep others out.
+_MOST_GATHERED_BYTES = 256 << 20
+_SMALL_BODY_BYTES = 64 << 10
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection: nobody is left to answer."""
+
+
+class Exchange:
+    """One request and its answer; `run` returns when the answer has been sent, or cannot be.
+
+    `deadline` is a time of the loop's clock. Three things may end it early, each by cancelling the task that
+    runs it: the client leaves, somebody is silent for too long, the server stops.
+    """
+
+    def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
+        self._loop = relay.loop or relay.find_loop()
+        # Told the loop, Python need not look for it: before 3.12 that is a system call.
+        task = asyncio.current_task(self._loop)
+        assert task is not None  # noqa: S101 - an ASGI application always runs in a task
+        self._task = task
+        self._relay = relay
+        self._limits = relay.limits
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._meter = relay.metering.begin(scope)
+        self._cancelled_for: GatewayError | ClientLeftError | None = None
+        self._stream: Any = None
+        self._aligner: EventAligner | None = None
+        self._decoder: Decoder | None = None
+        self._head_sent = False
+        self._ended = False
+        self._client_left_at = 0.0
+        self._drains_until_byte = 0
+        self._waiting_for_client = True
+        self.deadline = self._loop.time() + self._limits.silence_timeout_s
+
+    async def run(self) -> None:
+        try:
+            response = await self._ask_upstream()
+            await self._pass_on(response)
+            self._ended = True
+        except BaseException as exc:
+            await self._fail(exc)
+
+    # The way up
+
+    async def _ask_upstream(self) -> httpx.Response:
+        scope, relay = self._scope, self._relay
+        self._meter.check_not_blocked()
+        limiter = relay.limiter
+        if limiter is not None:
+            limiter.screen_request(self._meter, scope)
+        headers, body_bytes = wire.to_upstream(scope["headers"], host=relay.host)
+        body = await self._body(headers, body_bytes)
+        if limiter is not None:
+            await limiter.admit(self._meter, scope)
+        request = OutgoingRequest(
+            scope["method"],
+            relay.url,
+            fields=headers,
+            stream=body,
+            target=relay.base_path + scope["target"],
+            timeout=relay.timeouts,
+        )
+        self._meter.asked_s = time.perf_counter()
+        self._wait_for_upstream(self._limits.first_byte_timeout_s)
+        response = await relay.upstream_for(self._meter.fingerprint).handle_async_request(request)
+        self._stream = response.stream
+        return response
+
+    async def _body(self, headers: wire.RawHeaders, declared_bytes: int) -> httpx.AsyncByteStream:
+        if declared_bytes == 0:
+            self._watch_for_disconnect()
+            return _NO_BODY
+        if declared_bytes > self._limits.max_body_bytes:
+            raise self._too_large()
+        message = await self._receive_body()
+        if not self._meter.wants_whole_body(headers, declared_bytes):
+            if self._meter.must_be_seen:
+                message = await self._beginning(message)
+            if message["more_body"]:
+                return _Upload(self._rest_of_body(message))
+            self._meter.take_part(message["body"])
+            self._watch_for_disconnect()
+            return httpx.ByteStream(message["body"])
+        return await self._whole_body(headers, message)
+
+    async def _beginning(self, message: Message) -> Message:
+        """Return as much of a form as limits may have to see."""
+        parts = [message["body"]]
+        received_bytes = len(message["body"])
+        while message["more_body"] and received_bytes <= MOST_BODY_BYTES:
+            message = await self._receive_body()
+            parts.append(message["body"])
+            received_bytes += len(message["body"])
+        form = b"".join(parts)
+        self._meter.see_form(form)
+        return {"body": form, "more_body": message["more_body"]}
+
+    async def _whole_body(self, headers: wire.RawHeaders, message: Message) -> httpx.AsyncByteStream:
+        """Return a body that metering is to see first; one that turns out too long for that goes up as it comes."""
+        received = message["body"]
+        if message["more_body"]:
+            is_whole, received = await self._gathered(message)
+            if not is_whole:
+                return _Upload(self._rest_of_body({"body": received, "more_body": True}))
+        elif len(received) > self._limits.max_body_bytes:
+            raise self._too_large()
+        body = self._meter.take_body(received)
+        if len(body) != len(received):
+            _declare_length(headers, len(body))
+        self._watch_for_disconnect()
+        return httpx.ByteStream(body)
+
+    async def _gathered(self, message: Message) -> tuple[bool, bytes]:
+        """Return the body and True; or its beginning and False, where there is no room to wait for the rest of it."""
+        relay = self._relay
+        received = bytearray()
+        try:
+            while True:
+                received += message["body"]
+                relay.gathered_bytes += len(message["body"])
+                if len(received) > self._limits.max_body_bytes:
+                    raise self._too_large()
+                if not message["more_body"]:
+                    return True, bytes(received)
+                is_crowded = relay.gathered_bytes > _MOST_GATHERED_BYTES and len(received) > _SMALL_BODY_BYTES
+                if is_crowded or len(received) > MOST_BODY_BYTES:
+                    return False, bytes(received)
+                message = await self._receive_body()
+        finally:
+            relay.gathered_bytes -= len(received)
+
+    async def _rest_of_body(self, message: Message) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives. Runs in the upstream transport's time, perhaps beside the answer."""
+        received_bytes = 0
+        while True:
+            received_bytes += len(message["body"])
+            if received_bytes > self._limits.max_body_bytes:
+                raise self._too_large()
+            if message["body"]:
+                self._meter.take_part(message["body"])
+                self._wait_for_upstream(self._limits.first_byte_timeout_s)
+                yield message["body"]
+            if not message["more_body"]:
+                break
+            message = await self._receive_body()
+        self._wait_for_upstream(self._limits.first_byte_timeout_s)
+        self._watch_for_disconnect()
+
+    async def _receive_body(self) -> Message:
+        if not self._head_sent:
+            self._waiting_for_client = True
+            self.deadline = self._loop.time() + self._limits.silence_timeout_s
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        return message
+
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(f"The request body is larger than {self._limits.max_body_bytes} bytes.")
+
+    # The way back
+
+    async def _pass_on(self, response: httpx.Response) -> None:
+        if not 200 <= response.status_code <= 599:
+            raise UpstreamProtocolError(f"The upstream answered with status {response.status_code}.")
+        # Our own transport's fields as they are; any other's from httpx's object.
+        fields = response.extensions.get("raw_headers")
+        answer = wire.to_client(response.headers.raw if fields is None else fields)
+        meter = self._meter
+        if meter.is_spliced and answer.content_encoding:
+            answer = self._unpacked(answer)
+        meter.take_head(response.status_code, answer)
+        headers = answer.headers
+        has_body = answer.body_bytes != 0 and self._scope["method"] != "HEAD" and response.status_code not in (204, 304)
+        if answer.is_event_stream:
+            self._aligner = EventAligner(self._limits.sse_event_max_bytes)
+            if has_body and answer.body_bytes > 0:
+                # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
+                headers = wire.without_length(headers)
+            headers.append((b"x-accel-buffering", b"no"))
+        headers.append((b"server-timing", self._server_timing()))
+        request_id = meter.request_id.encode()
+        headers.append((b"x-proxy-request-id", request_id))
+        if not answer.request_id:
+            headers.append((b"x-request-id", request_id))
+        if not has_body:
+            await self._finish()  # the head is all that the client waits for
+        self._head_sent = True
+        self.deadline = math.inf
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": headers,
+                "trailers": answer.has_trailers,
+                # What our own server need not send apart; any other looks past it.
+                "body_follows": has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
+            }
+        )
+        if self._aligner is not None:
+            await self._pass_events(self._aligner)
+        else:
+            await self._pass_chunks(answer.body_bytes)
+        if answer.has_trailers:
+            trailers = getattr(self._stream, "trailers", [])
+            await self._send({"type": "http.response.trailers", "headers": trailers})
+        await self._stream.aclose()
+
+    def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
+        """Return the head of a compressed event stream as it is once unpacked.
+
+        The usage event that this gateway asked for cannot be taken out of compressed bytes.
+        """
+        decoder = Decoder(answer.content_encoding)
+        if decoder.gave_up or answer.content_type[:17].lower() != b"text/event-stream":
+            return answer
+        self._decoder = decoder
+        headers = [pair for pair in wire.without_length(answer.headers) if pair[0].lower() != b"content-encoding"]
+        return answer._replace(headers=headers, is_event_stream=True, content_encoding=b"", body_bytes=-1)
+
+    async def _pass_events(self, aligner: EventAligner) -> None:
+        send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
+        removes_usage = meter.removes_usage
+        watched = meter.hold if meter.hold is not None and meter.hold.watches else None
+        self._wait_for_upstream(silence_timeout_s)
+        stream = self._stream if self._decoder is None else _unpacking(self._stream, self._decoder)
+        async for chunk in stream:
+            meter.feed(chunk)
+            if watched is not None and watched.needs_more(chunk):
+                await watched.extend()
+            events = aligner.feed(chunk)
+            if events:
+                if meter.may_be_last(events):
+                    await self._finish()
+                if removes_usage:
+                    events = meter.without_usage(events)
+                # A client may take as long as it likes: only the upstream's silence is timed here.
+                self.deadline = math.inf
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            self.deadline = loop.time() + silence_timeout_s
+        self.deadline = math.inf
+        await self._finish()
+        rest = aligner.flush()
+        await send({"type": "http.response.body", "body": meter.without_usage(rest) if rest else b""})
+
+    async def _pass_chunks(self, body_bytes: int) -> None:
+        send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
+        is_sent = False
+        self._wait_for_upstream(silence_timeout_s)
+        async for chunk in self._stream:
+            meter.feed(chunk)
+            self.deadline = math.inf
+            body_bytes -= len(chunk)
+            if body_bytes == 0:
+                await self._finish()
+                is_sent = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": not is_sent})
+            self.deadline = loop.time() + silence_timeout_s
+        self.deadline = math.inf
+        if not is_sent:
+            await self._finish()
+            await send({"type": "http.response.body"})
+
+    async def _finish(self) -> None:
+        """Meter the whole answer: the upstream has ended it, the client is about to hold it."""
+        outcome: Outcome = "client_closed" if self._client_left_at else "completed"
+        await self._meter.finish(outcome, is_whole=True)
+
+    def _server_timing(self) -> bytes:
+        """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
+        # Not the loop's clock: uvloop's stands still within one turn of the loop.
+        meter = self._meter
+        upstream_s = time.perf_counter() - meter.asked_s
+        own_s = meter.asked_s - meter.started_s
+        return b"proxy;dur=%.2f, upstream;dur=%.2f" % (own_s * 1000, upstream_s * 1000)
+
+    # Ends before the end
+
+    async def _fail(self, exc: BaseException) -> None:
+        error = self._failure(exc)
+        self._ended = True
+        if isinstance(exc, asyncio.CancelledError):
+            self._task.uncancel()
+        if self._stream is not None:
+            # Shielded: a second cancellation must not keep the upstream's connection open.
+            await asyncio.shield(self._stream.aclose())
+        if isinstance(error, GatewayError):
+            self._relay.metering.tally.failed(error.code)
+        status = error.status if isinstance(error, GatewayError) and not self._head_sent else None
+        await self._meter.finish(_outcome(error, self._meter), status=status)
+        if isinstance(error, ClientLeftError):
+            return
+        if not self._head_sent:
+            await send_error(self._send, error, request_id=self._meter.request_id)
+            return
+        if self._aligner is not None:
+            rest = self._aligner.flush()
+            event = (rest + b"\n\n" if rest else b"") + error_event(error)
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        raise ResponseCutError(error.message) from exc
+
+    def _failure(self, exc: BaseException) -> GatewayError | ClientLeftError:
+        if isinstance(exc, asyncio.CancelledError):
+            return self._cancelled_for or ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1)
+        if isinstance(exc, GatewayError | ClientLeftError):
+            return exc
+        if isinstance(exc, httpx.HTTPError):
+            logger.warning("upstream failed: %s: %s", type(exc).__name__, exc)
+            return _translated(exc)
+        # Not expected: a defect of ours, which must neither leave a connection open nor a client waiting.
+        logger.error("the relay failed", exc_info=exc)
+        return GatewayError("Internal server error.")
+
+    def _watch_for_disconnect(self) -> None:
+        """Cancel this exchange when the client leaves; the request body must have been received."""
+        self._scope["on_disconnect"](self._client_left)
+
+    def _client_left(self) -> None:
+        limits = self._limits
+        if limits.drain_timeout_s and self._meter.tells_usage_at_its_end():
+            # Whatever is sent from now on goes nowhere; the upstream is read on for the usage that it reports.
+            self._client_left_at = self._loop.time()
+            self._drains_until_byte = self._meter.response_bytes + limits.drain_max_bytes
+        else:
+            self._cancel(ClientLeftError())
+
+    def is_overdue(self, now: float) -> bool:
+        """Return whether somebody was silent for too long, or an answer has been read for long enough for nobody."""
+        if not self._client_left_at:
+            return self.deadline <= now
+        drained_s = now - self._client_left_at
+        return drained_s >= self._limits.drain_timeout_s or self._meter.response_bytes > self._drains_until_byte
+
+    def _wait_for_upstream(self, timeout_s: float) -> None:
+        self._waiting_for_client = False
+        self.deadline = self._loop.time() + timeout_s
+
+    def give_up(self) -> None:
+        """Cancel this exchange: its deadline has passed."""
+        if self._client_left_at:
+            self._cancel(ClientLeftError())
+        elif self._waiting_for_client:
+            self._cancel(RequestTimeoutError("The request body stopped coming."))
+        else:
+            self._cancel(UpstreamTimeoutError("The upstream was silent for too long."))
+
+    def _cancel(self, reason: GatewayError | ClientLeftError) -> None:
+        if self._cancelled_for is None and not self._ended:
+            self._cancelled_for = reason
+            self._task.cancel()
+
+
+class _Upload(httpx.AsyncByteStream):
+    """A request body that is still arriving; can be read once."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._parts
+
+
+async def _unpacking(stream: AsyncIterable[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
+    async for chunk in stream:
+        for part in decoder.parts(chunk):
+            yield part
+        if decoder.gave_up:
+            raise UpstreamProtocolError("The upstream's compressed answer cannot be read.")
+
+
+def _declare_length(headers: wire.RawHeaders, body_bytes: int) -> None:
+    for index, (name, _) in enumerate(headers):
+        if name == b"content-length":
+            headers[index] = (name, b"%d" % body_bytes)
+
+
+def _outcome(error: GatewayError | ClientLeftError, meter: RequestMeter) -> Outcome:
+    if isinstance(error, ClientLeftError):
+        return "client_closed"
+    if isinstance(error, UpstreamTimeoutError | ShuttingDownError | SpendLimitedError) and meter.asked_s:
+        return "timeout"
+    if isinstance(error, UpstreamConnectionError | UpstreamProtocolError | UpstreamTimeoutError):
+        return "upstream_error"
+    return "refused"
+
+
+def _translated(exc: httpx.HTTPError) -> GatewayError:
+    """Return what the client is told of a failure between here and the upstream.
+
+    The exception's own text stays in the log: it may name the operator's network.
+    """
+    if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
+        return UpstreamTimeoutError("The upstream could not be connected to in time.")
+    if isinstance(exc, httpx.TimeoutException):
+        return UpstreamTimeoutError("The upstream did not answer in time.")
+    if isinstance(exc, httpx.LocalProtocolError):
+        return BadRequestError("The request cannot be passed on as it is.")
+    if isinstance(exc, httpx.RemoteProtocolError):
+        return UpstreamProtocolError("The upstream broke off, or answered with something that is not HTTP.")
+    return UpstreamConnectionError("The connection to the upstream failed.")

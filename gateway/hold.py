@@ -1,0 +1,179 @@
+"""What one request has taken of its limits, until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from billing.events import Usage, UsageEvent
+from gateway.demand import Demand, tokens_in_events
+from gateway.errors import SpendLimitedError
+from gateway.limit_redis import LimitsAwayError
+from gateway.limits import Ask
+
+if TYPE_CHECKING:
+    from gateway.limiter import Limiter
+
+logger = logging.getLogger("gateway.limits")
+
+# A stream that has used up its reservation asks for this part of it again.
+_EXTENSION_PART = 4
+# An upstream that sends this much at once may fill the transport's buffers meanwhile, whose content is the next piece:
+# what waits (`gateway.answer.WAITING_BYTES`) and one more read.
+_BURST_BYTES, _MOST_READ_BYTES = 4 << 10, 320 << 10
+
+
+class Hold:
+    """What one request has taken; given back, or turned into what was used, when it ends.
+
+    `watches`: each piece of its stream is looked at, since its money may end before it does.
+    """
+
+    __slots__ = (
+        "_asks",
+        "_factor",
+        "_is_settled",
+        "_largest_tokens",
+        "_limiter",
+        "_model",
+        "_month",
+        "_reserved_units",
+        "_seen_tokens",
+        "_service_tier",
+        "_tokens_paid",
+        "request_id",
+        "watches",
+    )
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        request_id: str,
+        asks: Sequence[Ask],
+        *,
+        month: str,
+        factor: Decimal,
+        units: int,
+        demand: Demand,
+        model: str,
+        service_tier: str,
+        watches: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.watches = watches
+        self._limiter = limiter
+        self._asks = asks
+        self._month = month
+        self._model = model
+        self._service_tier = service_tier
+        self._factor = factor
+        self._reserved_units = units
+        self._tokens_paid = demand.output_tokens
+        self._seen_tokens = self._largest_tokens = 0
+        self._is_settled = False
+
+    def needs_more(self, chunk: bytes) -> bool:
+        """Look at a piece of the stream; return whether another one like the largest may be more than is reserved."""
+        tokens = tokens_in_events(chunk)
+        self._seen_tokens += tokens
+        if len(chunk) > _BURST_BYTES:
+            tokens = max(tokens, tokens * _MOST_READ_BYTES // len(chunk) + 1)
+        self._largest_tokens = max(self._largest_tokens, tokens)
+        return self._seen_tokens + self._largest_tokens > self._tokens_paid
+
+    async def extend(self) -> None:
+        """Reserve for what was written, the next piece, and some more. Raises SpendLimitedError if it is not there."""
+        limiter = self._limiter
+        missing = self._seen_tokens + self._largest_tokens - self._tokens_paid
+        tokens = missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1)
+        if not await self._reserve(tokens):
+            # Less will do, as long as it is enough for the next piece.
+            tokens = missing
+            if not await self._reserve(tokens):
+                self.watches = False
+                limiter.tally.refused("key", "cut")
+                raise SpendLimitedError("This API key's spend limit is reached; the answer ends here.")
+        self._tokens_paid += tokens
+
+    async def _reserve(self, tokens: int) -> bool:
+        limiter = self._limiter
+        usage = Usage(output_tokens=tokens)
+        tier = self._service_tier
+        units = limiter.prices.most(self._model, usage, service_tier=tier, factor=self._factor) or 0
+        try:
+            is_there = await limiter.store.extend(
+                self.request_id, self._asks, units=units, month=self._month, now=time.time()
+            )
+        except LimitsAwayError:
+            return not limiter.options.refuses_when_away
+        if is_there:
+            self._reserved_units += units
+        return is_there
+
+    def settle(self, event: UsageEvent) -> None:
+        """Count what the request has used, once; never raises."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        self._settle(event, is_end=True)
+
+    def settle_part(self, event: UsageEvent) -> None:
+        """Count what a session has used since the last time."""
+        self._settle(event, is_end=False)
+
+    def _settle(self, event: UsageEvent, *, is_end: bool) -> None:
+        usage = event.usage
+        try:
+            units = self._units_of(event, is_end=is_end)
+        except Exception:  # a price that cannot be reckoned must not cost the client its answer
+            logger.exception("a request could not be priced")
+            units = self._reserved_units
+        self._limiter.store.settle(
+            self.request_id,
+            self._asks,
+            tokens=_tokens_of(usage),
+            units=units,
+            reserved=self._reserved_units if is_end else 0,
+            month=self._month,
+            now=time.time(),
+            is_end=is_end,
+        )
+
+    def _units_of(self, event: UsageEvent, *, is_end: bool) -> int:
+        if not any(ask.limits.monthly_units for ask in self._asks):
+            return 0
+        cost = self._limiter.prices.cost(event, factor=self._factor)
+        was_taken = 200 <= event.status < 300 and event.outcome != "refused"
+        if is_end and was_taken and (cost is None or event.usage_source == "none"):
+            # What nobody tells, or only later (a response in the background), was at most what is reserved.
+            return self._reserved_units
+        return cost or 0
+
+    async def may_go_on(self) -> bool:
+        """Return whether a session has money left, behind `settle_part`."""
+        paid = [ask for ask in self._asks if ask.limits.monthly_units]
+        if not (paid and self._limiter.options.cuts):
+            return True
+        with contextlib.suppress(LimitsAwayError):
+            store = self._limiter.store
+            return await store.extend(self.request_id, paid, units=0, month=self._month, now=time.time())
+        return not self._limiter.options.refuses_when_away
+
+
+def _tokens_of(usage: Usage) -> int:
+    return (
+        usage.input_tokens
+        + usage.cached_input_tokens
+        + usage.cache_write_tokens
+        + usage.output_tokens
+        + usage.audio_input_tokens
+        + usage.cached_audio_input_tokens
+        + usage.audio_output_tokens
+        + usage.image_input_tokens
+        + usage.cached_image_input_tokens
+        + usage.image_output_tokens
+    )

@@ -1,0 +1,56 @@
+"""Proxies whose operator has decided something of keys before they start."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from billing import keys
+from gateway.tests.live import LiveProxy
+
+_DECIDE = """
+import json, sys
+from django.conf import settings
+from billing import keys, services
+for api_key, fields in json.loads({decided!r}).items():
+    raw = api_key.encode()
+    fingerprint = keys.fingerprint(raw, pepper=settings.KEY_PEPPER.encode())
+    key = services.ensure_key(fingerprint=fingerprint, hint=keys.hint(raw))
+    for name, value in fields.items():
+        setattr(key, name, value)
+    key.full_clean()
+    services.save_policy(key)
+"""
+
+
+def decide(proxy: LiveProxy, decided: dict[str, dict[str, Any]]) -> None:
+    """Give keys limits of their own, as an operator would in the admin."""
+    proxy.manage("shell", "-v0", "-c", _DECIDE.format(decided=json.dumps(decided)))
+
+
+@contextlib.contextmanager
+def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Iterator[LiveProxy]:
+    """Serve with what is decided of some keys; with `REDIS_URL` "" in memory."""
+    proxy = LiveProxy(JOURNAL_FLUSH_SECONDS="0.1", **environment)
+    try:
+        proxy._create_database()
+        proxy.setup_output = proxy.manage("setup")
+        decide(proxy, decided)
+        proxy.start()
+        yield proxy
+    finally:
+        proxy.__exit__()
+
+
+def spent_by(proxy: LiveProxy, api_key: str) -> Decimal:
+    """Return what the ledger says that a key has spent, in USD."""
+    pepper = (proxy.var_dir / "key_pepper").read_text().strip().encode()
+    fingerprint = keys.fingerprint(api_key.encode(), pepper=pepper)
+    rows = proxy.rows(
+        "SELECT COALESCE(SUM(r.cost_usd), 0) FROM billing_usagerecord r JOIN billing_apikey k ON k.id = r.key_id "
+        f"WHERE k.fingerprint = '{fingerprint}'"
+    )
+    return Decimal(int(rows[0][0])) / 10**7
