@@ -8,7 +8,12 @@ from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
-from unfold.widgets import UnfoldAdminPasswordWidget
+from unfold.widgets import (
+    UnfoldAdminDecimalFieldWidget,
+    UnfoldAdminPasswordWidget,
+    UnfoldAdminSplitDateTimeWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 from billing import keys
 from billing.models import ApiKey, Grant
@@ -47,12 +52,29 @@ class PastedKeyForm(forms.ModelForm):  # type: ignore[type-arg]
         return ""
 
 
-class NewKeyForm(PastedKeyForm):
+# What of a key's limits must be counted, and so by all workers together.
+_COUNTED = ("requests_per_minute", "tokens_per_minute", "concurrent_streams", "monthly_usd")
+KEY_LIMITS = (*_COUNTED, "allowed_models", "allowed_networks")
+
+
+class CountedTogether(forms.ModelForm):  # type: ignore[type-arg]
+    """A form of a key whose limits would multiply where several workers count each for itself."""
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        if settings.WORKERS > 1 and not settings.REDIS_URL:
+            for name in _COUNTED:
+                if self.cleaned_data.get(name):
+                    self.add_error(name, _("Several workers can keep this limit only with Redis: set REDIS_URL."))
+        return cleaned
+
+
+class NewKeyForm(PastedKeyForm, CountedTogether):
     """A key that is entered before its first use."""
 
     class Meta:
         model = ApiKey
-        fields = ("label", "owner", "price_factor")
+        fields = ("label", "owner", "price_factor", *KEY_LIMITS)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,6 +86,7 @@ class NewKeyForm(PastedKeyForm):
             self.add_error("api_key", _("This key is known already."))
         self.instance.fingerprint = self.pasted.get("fingerprint", "")
         self.instance.hint = self.pasted.get("hint", "")
+        self.instance.registered = True
         return cleaned
 
 
@@ -83,3 +106,16 @@ class NewGrantForm(PastedKeyForm):
         if "api_key" not in self.errors and bool(self.pasted) == bool(self.cleaned_data.get("key")):
             self.add_error("key", _("Choose a key, or paste one: one of the two."))
         return cleaned
+
+
+class ManyGrantsForm(forms.ModelForm):  # type: ignore[type-arg]
+    """The same grant for several keys."""
+
+    valid_until = forms.SplitDateTimeField(
+        label=_("valid until"), required=False, widget=UnfoldAdminSplitDateTimeWidget()
+    )
+
+    class Meta:
+        model = Grant
+        fields = ("amount_usd", "reason", "valid_until")
+        widgets = {"amount_usd": UnfoldAdminDecimalFieldWidget(), "reason": UnfoldAdminTextInputWidget()}

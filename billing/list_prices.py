@@ -5,8 +5,6 @@ Two things are ours: how the package's rows become a `Price`, and `EXTRA`, a tab
 
 from __future__ import annotations
 
-import logging
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +14,6 @@ from functools import cache, lru_cache
 from typing import Final
 
 import genai_prices
-import httpx2 as httpx
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import (
     ModelInfo,
@@ -27,11 +24,8 @@ from genai_prices.types import (
     TieredPrices,
     TimeOfDateConstraint,
 )
-from genai_prices.update_prices import DEFAULT_UPDATE_URL, UpdatePrices
 
 from billing.pricing import PROVIDER_OF_PREFIX, TOKEN_PRICES, UNIT_PRICES, LongContext, Price, lookup_order
-
-logger = logging.getLogger(__name__)
 
 PACKAGE_VERSION: Final = f"genai-prices {genai_prices.__version__}"
 OWN_TABLE: Final = "own table"
@@ -67,9 +61,6 @@ _OPEN_WEIGHTS: Final = ("gpt-oss", "gemma")
 _PROVIDERS: Final = tuple(dict.fromkeys(("openai", *(o for _, o in _OWNER_OF_NAME), *PROVIDER_OF_PREFIX.values())))
 # Who sells batches at half price where the package has no batch price of the model. Elsewhere a batch is unpriced.
 _BATCH_IS_HALF: Final = frozenset({"openai", "anthropic", "google", "mistral"})
-
-# A refresh that moves a price further than this is a mistake somewhere.
-MAX_CHANGE: Final = 20
 
 _TOKEN_KEYS: Final[Mapping[str, str]] = {
     "input_mtok": "input",
@@ -152,16 +143,12 @@ class ListPrice:
     price: Price
     valid_from: date | None
     source: str
+    is_hourly: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Refresh:
-    """What became of a refresh. `changed`: prices now in use that are new or other than before; `problem`: why not."""
-
-    is_updated: bool
-    version: str
-    changed: tuple[ListPrice, ...] = ()
-    problem: str = ""
+    @property
+    def row(self) -> str:
+        """The row's name among all providers': OpenAI's stand without theirs."""
+        return _row(self.provider, self.model)
 
 
 def list_price(model: str, at: datetime) -> ListPrice | None:
@@ -174,53 +161,27 @@ def all_list_prices(at: datetime | None = None) -> Iterator[ListPrice]:
     return _catalogue().prices(at or datetime.now(UTC))
 
 
-def list_price_version() -> str:
-    """Return which data is in use, such as `genai-prices 0.2.3`, or with `, updated 2026-11-22 06:00 UTC`."""
-    return _catalogue().version
+def row_names(model: str, listed: ListPrice | None) -> list[str]:
+    """Return under which `ListPrice.row` another list may have the price of `model`, the most exact first.
 
-
-def refresh_list_prices(
-    *, url: str = DEFAULT_UPDATE_URL, timeout_s: float = 10.0, now: datetime | None = None
-) -> Refresh:
-    """Fetch the newest list prices, check them, and use them in this process from now on. Never raises.
-
-    Other processes do not see them: write `changed` down as dated ModelPrice rows. `timeout_s` limits each wait for the
-    network. What arrives is used whole or not at all: it must still have OpenAI's models, and no known model at a
-    price above 20 times or below a twentieth of the one in use.
+    `listed` is what `list_price` says of it. A list that has a row of the very name goes before the row that the
+    package's list leads the name to; a name that leads to none is looked for without its date too.
     """
-    global _fetched
-    before = _catalogue()
-    if not _refreshing.acquire(blocking=False):
-        return Refresh(False, before.version, problem="another refresh is under way")
-    try:
-        now = now or datetime.now(UTC)
-        limits = httpx.Timeout(timeout_s, connect=min(timeout_s, 5.0))
-        # fetch() returns the data and leaves the package's own, process-wide snapshot alone.
-        snapshot = UpdatePrices(url=url, request_timeout=limits).fetch()
-        if snapshot is None:
-            return Refresh(False, before.version, problem="the answer was empty")
-        after = Catalogue(snapshot.providers, f"{PACKAGE_VERSION}, updated {now.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
-        known = {(old.provider, old.model): old.price for old in before.prices(now)}
-        fetched = tuple(after.prices(now))
-        if problem := _implausibility(known, fetched):
-            return Refresh(False, before.version, problem=problem)
-    except Exception as exc:  # the edge of an optional task: no network, no file, no sense in it; the old prices stay
-        logger.warning("list prices were not refreshed (%s)", type(exc).__name__)
-        return Refresh(False, before.version, problem=f"{type(exc).__name__}: {exc}"[:300])
-    else:
-        _fetched = after
-        changed = tuple(new for new in fetched if known.get((new.provider, new.model)) != new.price)
-        return Refresh(True, after.version, changed)
-    finally:
-        _refreshing.release()
+    named = _named_provider(model)
+    names = [name for name in lookup_order(model) if _may_be_listed(name)]
+    rows = [_row(named or _owner_of(name), name).lower() for name in names]
+    if listed is None:
+        return rows
+    # What EXTRA says of a name of its own, it does not say of the row that the package has for it.
+    has_own_price = bool(names) and names[0] in EXTRA
+    return rows[:1] if has_own_price else list(dict.fromkeys((*rows[:1], listed.row.lower())))
 
 
 class Catalogue:
-    """The well-known providers of one set of data. Unchanging, so threads share it; a refresh puts another in use."""
+    """The well-known providers of one set of data. Unchanging, so threads share it."""
 
-    def __init__(self, providers: Sequence[Provider], version: str) -> None:
+    def __init__(self, providers: Sequence[Provider]) -> None:
         by_id = {provider.id: provider for provider in providers}
-        self.version = version
         self._providers = {name: by_id[name] for name in _PROVIDERS if name in by_id}
         self._find = lru_cache(maxsize=CACHE_SIZE)(self._search)
         # By row and entry of EXTRA, so bounded: any number of names that lead to one row share its prices.
@@ -243,12 +204,8 @@ class Catalogue:
         yield from (_own_list_price(name) for name in EXTRA if name not in seen)
 
     def _search(self, model: str) -> _Timeline | None:
-        prefix, slash, _ = model.strip().lower().partition("/")
-        named = PROVIDER_OF_PREFIX.get(prefix) if slash else None
-        for name in lookup_order(model):
-            # A "/" that is left belongs to somebody else's name: models are found by their beginnings.
-            if "/" in name or name != name.lower() or name.startswith(_OPEN_WEIGHTS):
-                continue
+        named = _named_provider(model)
+        for name in filter(_may_be_listed, lookup_order(model)):
             provider_id = named or _owner_of(name)
             provider = self._providers.get(provider_id)
             row = provider.find_model(name) if provider is not None else None
@@ -289,7 +246,9 @@ class _Timeline:
         for day in (first_day, *map(date.fromordinal, days)):
             moments = [datetime.combine(day, time(tzinfo=UTC)) + timedelta(seconds=s) for s in (0, *seconds)]
             valid_from = None if day is first_day or seconds else day
-            prices.append(tuple(_list_price(provider_id, row, extra, at, valid_from) for at in moments))
+            prices.append(
+                tuple(_list_price(provider_id, row, extra, at, valid_from, is_hourly=bool(seconds)) for at in moments)
+            )
         return cls(days, seconds, tuple(prices))
 
     def at(self, when: datetime) -> ListPrice | None:
@@ -303,18 +262,25 @@ class _Timeline:
         return self.prices[day][second]
 
 
-_fetched: Catalogue | None = None
-_refreshing = threading.Lock()
-
-
 @cache
-def _bundled() -> Catalogue:
-    # Read at the first price that is asked for: up to a second of work, which a process without prices never does.
-    return Catalogue(get_snapshot().providers, PACKAGE_VERSION)
-
-
 def _catalogue() -> Catalogue:
-    return _fetched or _bundled()
+    # Read at the first price that is asked for: up to a second of work, which a process without prices never does.
+    return Catalogue(get_snapshot().providers)
+
+
+def _named_provider(model: str) -> str | None:
+    """Return the provider that stands before the name, as in `openai/gpt-4o`."""
+    prefix, slash, _ = model.strip().lower().partition("/")
+    return PROVIDER_OF_PREFIX.get(prefix) if slash else None
+
+
+def _may_be_listed(name: str) -> bool:
+    # A "/" that is left belongs to somebody else's name: models are found by their beginnings.
+    return "/" not in name and name == name.lower() and not name.startswith(_OPEN_WEIGHTS)
+
+
+def _row(provider: str, model: str) -> str:
+    return model if provider == "openai" else f"{provider}/{model}"
 
 
 def _owner_of(name: str) -> str:
@@ -333,7 +299,7 @@ def _own_list_price(name: str) -> ListPrice:
 
 
 def _list_price(
-    provider_id: str, row: ModelInfo, extra: str, at: datetime, valid_from: date | None
+    provider_id: str, row: ModelInfo, extra: str, at: datetime, valid_from: date | None, *, is_hourly: bool
 ) -> ListPrice | None:
     """Return one row as it stood at `at`, its gaps filled from EXTRA; None if it prices nothing that we can count."""
     standard = _price_of(provider_id, row.id, row.get_prices(at))
@@ -363,6 +329,7 @@ def _list_price(
         ),
         valid_from=valid_from,
         source=PACKAGE_VERSION if filled == standard else f"{PACKAGE_VERSION} and {OWN_TABLE}",
+        is_hourly=is_hourly,
     )
 
 
@@ -442,20 +409,3 @@ def _second_of_day(moment: time) -> int:
     if moment.tzinfo is not None:
         moment = datetime.combine(date(2020, 1, 1), moment).astimezone(UTC).time()
     return moment.hour * 3600 + moment.minute * 60 + moment.second
-
-
-def _implausibility(known: Mapping[tuple[str, str], Price], fetched: Sequence[ListPrice]) -> str:
-    """Return why fetched prices are not to be believed, or "": most of OpenAI's models gone, or a price gone wild."""
-    names = {(new.provider, new.model) for new in fetched}
-    openai = [name for name in known if name[0] == "openai"]
-    kept = sum(name in names for name in openai)
-    if kept < 0.9 * len(openai):
-        return f"only {kept} of {len(openai)} models of OpenAI are left"
-    for new in fetched:
-        old = known.get((new.provider, new.model))
-        for name in (*TOKEN_PRICES, *UNIT_PRICES):
-            was: Decimal | None = getattr(old, name, None)
-            now: Decimal | None = getattr(new.price, name)
-            if was and now is not None and not was / MAX_CHANGE <= now <= was * MAX_CHANGE:
-                return f"{name} of {new.provider}/{new.model} went from {was} to {now}"
-    return ""

@@ -6,12 +6,13 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from django.conf import settings
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from billing import limits
 from billing.fields import EventIdField, UsdField, plain_usd
 from billing.indexes import TimeIndex
 
@@ -37,6 +38,19 @@ class PriceSource(models.TextChoices):
     LIST = "list", _("list")
 
 
+_AS_SET = _("Empty: as the settings say. 0: no limit.")
+
+
+def _limit(label: Any, *, ceiling: int) -> Any:
+    return models.BigIntegerField(
+        label,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(ceiling)],
+        help_text=_AS_SET,
+    )
+
+
 class ApiKey(models.Model):
     """A key that the upstream has accepted, or that an operator has entered; the key itself is not here."""
 
@@ -56,6 +70,30 @@ class ApiKey(models.Model):
         validators=[MinValueValidator(0)],
         help_text=_("Every cost of this key is multiplied by it: 0.9 is a discount of 10%."),
     )
+    registered = models.BooleanField(
+        _("registered"),
+        default=False,
+        help_text=_("With GATEWAY_MODE=known only registered keys pass. A key that an operator has entered is."),
+    )
+    requests_per_minute = _limit(_("requests per minute"), ceiling=1_000_000)
+    tokens_per_minute = _limit(_("tokens per minute"), ceiling=10**10)
+    concurrent_streams = _limit(_("requests at once"), ceiling=1_000_000)
+    monthly_usd = UsdField(  # type: ignore[misc]  # None is the setting's
+        _("USD a month"), null=True, blank=True, validators=[MinValueValidator(0)], help_text=_AS_SET
+    )
+    allowed_models = models.TextField(
+        _("allowed models"),
+        blank=True,
+        validators=[limits.check_models],
+        help_text=_("Names, or beginnings that end in *, one in a line. Empty: as the settings say; * is all."),
+    )
+    allowed_networks = models.TextField(
+        _("allowed networks"),
+        blank=True,
+        validators=[limits.check_networks],
+        help_text=_("Addresses or networks such as 192.0.2.0/24, one in a line. Empty: as the settings say."),
+    )
+    policy_changed_at = models.DateTimeField(null=True, editable=False)
     first_used_at = models.DateTimeField(_("first used"), null=True, editable=False)
     last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
@@ -66,10 +104,12 @@ class ApiKey(models.Model):
         indexes = [
             models.Index(fields=["-last_used_at"], name="apikey_recent"),
             models.Index("fingerprint", condition=Q(blocked=True), name="apikey_blocked"),
+            models.Index("policy_changed_at", condition=Q(policy_changed_at__isnull=False), name="apikey_policy"),
         ]
         constraints = [
             models.CheckConstraint(condition=Q(price_factor__gte=0), name="apikey_factor_not_negative"),
         ]
+        permissions = [("export_lists", _("Can export lists as CSV"))]
 
     def __str__(self) -> str:
         return f"{self.label} ({self.hint})" if self.label else f"{self.hint} {self.fingerprint[:8]}"
@@ -242,6 +282,54 @@ class UsageDay(Quantities):
         return f"{self.day} {self.model or '-'} {self.endpoint}"
 
 
+class Tally(models.Model):
+    """What is summed up for pages that show much at once. `tokens` are those of all kinds, each counted once."""
+
+    requests = models.BigIntegerField(_("requests"), default=0)
+    errors = models.BigIntegerField(_("errors"), default=0)
+    unpriced_requests = models.BigIntegerField(_("unpriced requests"), default=0)
+    tokens = models.BigIntegerField(_("tokens"), default=0)
+    cost_usd = UsdField(_("cost in USD"), default=Decimal(0))
+    first_byte_ms_sum = models.BigIntegerField(_("sum of ms to the first byte"), default=0)
+    proxy_us_sum = models.BigIntegerField(_("sum of our own µs"), default=0)
+
+    class Meta:
+        abstract = True
+
+
+class KeyDay(Tally):
+    """What one key used on one UTC day, with whatever model: a balance reads these, 90 rows a key."""
+
+    key = models.ForeignKey(ApiKey, models.PROTECT, db_index=False, related_name="totals", verbose_name=_("key"))
+    day = models.DateField(_("day (UTC)"))
+
+    class Meta:
+        verbose_name = _("usage of a key by day")
+        verbose_name_plural = _("usage of keys by day")
+        indexes = [models.Index("day", name="keyday_day")]
+        constraints = [models.UniqueConstraint(fields=["key", "day"], name="keyday_once")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.key_id}"
+
+
+class UsageHour(Tally):
+    """What all keys used in one UTC hour of one model at one endpoint: few enough rows for a page to read them all."""
+
+    day = models.DateField(_("day (UTC)"))
+    hour = models.SmallIntegerField(_("hour (UTC)"))
+    model = models.CharField(_("model"), max_length=MODEL_MAX_CHARS, blank=True)
+    endpoint = models.CharField(_("endpoint"), max_length=ENDPOINT_MAX_CHARS)
+
+    class Meta:
+        verbose_name = _("usage by hour")
+        verbose_name_plural = _("usage by hour")
+        constraints = [models.UniqueConstraint(fields=["day", "hour", "model", "endpoint"], name="usagehour_once")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.hour:02}:00 {self.model or '-'}"
+
+
 def _rate(label: Any) -> Any:
     return models.DecimalField(
         label, max_digits=16, decimal_places=7, null=True, blank=True, validators=[MinValueValidator(0)]
@@ -310,7 +398,7 @@ class ModelPrice(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.model} from {self.valid_from:%Y-%m-%d}"
+        return f"{self.model} · {self.valid_from:%Y-%m-%d}"
 
 
 class Purge(models.Model):
@@ -326,4 +414,4 @@ class Purge(models.Model):
         verbose_name_plural = _("purges")
 
     def __str__(self) -> str:
-        return f"before {self.before}"
+        return f"{self.before}"

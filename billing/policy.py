@@ -1,4 +1,4 @@
-"""How gateways learn that a key was blocked or unblocked: a message by Redis, and a version for those who poll."""
+"""How gateways learn what operators have decided of keys: a message by Redis, and a version for those who poll."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSION_KEY = "billing:policy-version"
 
 
 def announce_change() -> None:
-    """Tell the gateways to read `selectors.blocked_fingerprints` again, once the current transaction is in."""
+    """Tell the gateways to read blocked keys and limits again, once the current transaction is in."""
     transaction.on_commit(partial(_announce, secrets.token_hex(8)), robust=True)
 
 

@@ -6,6 +6,7 @@ that costs money has a price, its own or one of the fallbacks below, each of whi
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,10 @@ _UNITS: Final[tuple[tuple[str, str, Decimal, tuple[str, ...]], ...]] = (
     ("characters", "per_million_characters", MILLION, ("audio_output_tokens", "output_tokens")),
     ("seconds", "per_minute", Decimal(60), ("audio_input_tokens", "cached_audio_input_tokens", "audio_output_tokens")),
 )
+
+_counts_of = operator.attrgetter(*(name for name in Usage.__struct_fields__ if name != "seconds"))
+_tokens_of = operator.attrgetter(*(bucket for bucket, _ in _BUCKETS))
+_units_of = operator.attrgetter(*(unit for unit, *_ in _UNITS))
 
 # "scale" is capacity bought beforehand; what a request used of it is rated like any other.
 _STANDARD_TIERS: Final = frozenset({"", "auto", "default", "standard", "on_demand", "scale"})
@@ -196,9 +201,11 @@ def cost_of(
         return Costing(None, missing=("batch" if is_batch else "service_tier",))
     rates, multiplier = applicable
     # Not a number fails this comparison too.
-    absurd = tuple(name for name in Usage.__struct_fields__ if not 0 <= getattr(usage, name) <= MAX_QUANTITY)
-    if absurd:
-        return Costing(None, missing=absurd)
+    if not (
+        min(counts := _counts_of(usage)) >= 0 and max(counts) <= MAX_QUANTITY and 0 <= usage.seconds <= MAX_QUANTITY
+    ):
+        absurd = (name for name in Usage.__struct_fields__ if not 0 <= getattr(usage, name) <= MAX_QUANTITY)
+        return Costing(None, missing=tuple(absurd))
     _require_amount("factor", factor)
     with localcontext(_EXACT):
         multiplier *= factor
@@ -258,8 +265,7 @@ def _batch(price: Price) -> tuple[Price, Decimal] | None:
 def _add_tokens(parts: dict[str, Decimal], usage: Usage, rates: Price) -> Iterator[str]:
     """Add the cost of each kind of token to `parts`; yield those that have no price."""
     overrides = _long_context(usage, rates)
-    for bucket, sources in _BUCKETS:
-        quantity = getattr(usage, bucket)
+    for (bucket, sources), quantity in zip(_BUCKETS, _tokens_of(usage), strict=True):
         if not quantity:
             continue
         rate = _first_known(rates, overrides, sources)
@@ -271,8 +277,9 @@ def _add_tokens(parts: dict[str, Decimal], usage: Usage, rates: Price) -> Iterat
 
 def _add_units(parts: dict[str, Decimal], usage: Usage, rates: Price) -> Iterator[str]:
     """Add the cost of images, characters and seconds to `parts`; yield those that neither they nor tokens price."""
-    for unit, name, divisor, covered_by in _UNITS:
-        quantity = getattr(usage, unit)
+    if not any(quantities := _units_of(usage)):
+        return
+    for (unit, name, divisor, covered_by), quantity in zip(_UNITS, quantities, strict=True):
         if not quantity:
             continue
         rate: Decimal | None = getattr(rates, name)

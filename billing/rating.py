@@ -12,16 +12,28 @@ from typing import Protocol
 import msgspec
 
 from billing.events import Usage
-from billing.list_prices import list_price
+from billing.fields import usd_to_units
+from billing.list_prices import ListPrice, list_price, row_names
 from billing.models import ModelPrice, PriceSource, Pricing
 from billing.pricing import TOKEN_PRICES, UNIT_PRICES, Price, cost_of, lookup_order
 
 _NOTHING = Usage()
-_SOURCES = (PriceSource.OWN, PriceSource.REFRESHED)
 _VERSION_MAX_CHARS = 64
-# A POST with a model that costs nothing, so that no usage is no riddle.
+# A POST with a model that costs nothing, so that no usage is no riddle. Those to an object that exists already, and
+# batches, have cost what another record says.
 _UNCHARGED_ENDPOINTS = frozenset(
-    {"/v1/moderations", "/v1/assistants", "/v1/assistants/{assistant_id}", "/v1/responses/input_tokens"}
+    {
+        "/v1/moderations",
+        "/v1/assistants",
+        "/v1/assistants/{assistant_id}",
+        "/v1/responses/input_tokens",
+        "/v1/batches",
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/chat/completions/{completion_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/threads/{thread_id}/runs/{run_id}",
+        "/v1/threads/{thread_id}/runs/{run_id}/cancel",
+    }
 )
 
 
@@ -55,6 +67,11 @@ class Rating:
     price_source: str = ""
     price_version: str = ""
 
+    @property
+    def cost_units(self) -> int | None:
+        """The cost in tenths of a micro-dollar, as it is stored."""
+        return None if self.cost_usd is None else usd_to_units(self.cost_usd)
+
 
 @dataclass(frozen=True, slots=True)
 class FoundPrice:
@@ -72,8 +89,8 @@ class Rater:
 
     def __init__(self) -> None:
         rows = list(ModelPrice.objects.order_by("valid_from"))
-        # What an operator has entered goes before a newer list, also where it is older.
-        self._books = [_Book(row for row in rows if row.source == source) for source in _SOURCES]
+        self._own = _Book(row for row in rows if row.source == PriceSource.OWN)
+        self._refreshed = _RefreshedBook(row for row in rows if row.source == PriceSource.REFRESHED)
 
     def rate(self, request: Request, *, usage: Usage, at: dt.datetime, factor: Decimal) -> Rating:
         """Return what a request at `at` cost, times the key's factor."""
@@ -96,11 +113,18 @@ class Rater:
         pricing = Pricing.UNPRICED if costing.amount_usd is None else Pricing.PRICED
         return Rating(costing.amount_usd, pricing, found.source, found.version)
 
+    def price_at(self, model: str, at: dt.datetime) -> Price | None:
+        """Return the price of a model by these rules, None if nobody knows it."""
+        found = self._find(model, at)
+        return None if found is None else found.price
+
     def _find(self, model: str, at: dt.datetime) -> FoundPrice | None:
-        for book in self._books:
-            if found := book.find(model, at):
-                return found
+        # What an operator has entered goes before a newer list, also where it is older.
+        if found := self._own.find(model, at):
+            return found
         listed = list_price(model, at)
+        if found := self._refreshed.find_listed(model, listed, at):
+            return found
         return (
             None if listed is None else FoundPrice(listed.price, PriceSource.LIST, listed.source[:_VERSION_MAX_CHARS])
         )
@@ -112,15 +136,18 @@ class _Book:
     def __init__(self, rows: Iterable[ModelPrice]) -> None:
         self._dated: dict[str, list[tuple[dt.datetime, FoundPrice]]] = {}
         for row in rows:
-            found = FoundPrice(_price_of(row), row.source, str(row.pk))
+            found = FoundPrice(price_of(row), row.source, str(row.pk))
             self._dated.setdefault(row.model.lower(), []).append((row.valid_from, found))
         patterns = (name for name in self._dated if name.endswith("*"))
         self._patterns = sorted(patterns, key=len, reverse=True)
         self._names: dict[str, list[str]] = {}
 
     def find(self, model: str, at: dt.datetime) -> FoundPrice | None:
-        for name in self._names_of(model) if self._dated else ():
-            dated = self._dated[name]
+        return self._first(self._names_of(model), at) if self._dated else None
+
+    def _first(self, names: Iterable[str], at: dt.datetime) -> FoundPrice | None:
+        for name in names:
+            dated = self._dated.get(name, ())
             position = bisect.bisect_right(dated, at, key=lambda entry: entry[0])
             if position:
                 return dated[position - 1][1]
@@ -136,12 +163,21 @@ class _Book:
         return self._names[model]
 
 
+class _RefreshedBook(_Book):
+    """The rows of newer lists, which name a row of theirs, not a model that somebody asks for."""
+
+    def find_listed(self, model: str, listed: ListPrice | None, at: dt.datetime) -> FoundPrice | None:
+        """Return the price of `model`, of which the package's list says `listed`, if a newer list has another."""
+        return self._first(row_names(model, listed), at) if self._dated else None
+
+
 def _hides_a_cost(request: Request) -> bool:
     """Return whether an answer without any usage may have cost something all the same."""
     return request.usage_source == "none" and request.method == "POST" and request.endpoint not in _UNCHARGED_ENDPOINTS
 
 
-def _price_of(row: ModelPrice) -> Price:
+def price_of(row: ModelPrice) -> Price:
+    """Return what a row says, as a price."""
     if row.details is not None:
         return msgspec.convert(row.details, Price)
     rates = {name: getattr(row, name) for name in (*TOKEN_PRICES, *UNIT_PRICES)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -15,10 +17,9 @@ from django.db import connection
 
 from billing import bulk, rows
 from billing.events import UsageEvent
-from billing.fields import usd_to_units
 from billing.models import ApiKey, Grant, Pricing, UsageRecord
 from billing.rating import UNPRICED, Rater, Rating
-from billing.rollups import QUANTITIES, SUMS, DayKey, Increments, add_to_days
+from billing.rollups import QUANTITIES, SUMS, Group, Increments, add_to_rollups
 from billing.transactions import in_ledger
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,47 @@ logger = logging.getLogger(__name__)
 _ONE = Decimal(1)
 
 
+# In the order in which `values_of` has them.
+_VALUES = (
+    *QUANTITIES,
+    "event_id",
+    "key_id",
+    "started_at",
+    "day",
+    "endpoint",
+    "method",
+    "model",
+    "service_tier",
+    "is_batch",
+    "is_stream",
+    "status",
+    "outcome",
+    "usage_source",
+    "upstream_request_id",
+    "first_byte_ms",
+    "duration_ms",
+    "proxy_us",
+    "request_bytes",
+    "response_bytes",
+    "cost_usd",
+    "pricing",
+    "price_source",
+    "price_version",
+    "price_factor",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """How many events were new, were there already, or cannot be recorded at all (a damaged journal)."""
+    """How many events were new, were there already, or cannot be recorded at all (a damaged journal).
+
+    `sums` are those of the new ones, by the names of `billing.rollups.SUMS`; money in tenths of a micro-dollar.
+    """
 
     recorded: int
     duplicates: int
     rejected: int
+    sums: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(slots=True)
@@ -56,8 +91,9 @@ def record_events(events: Sequence[UsageEvent]) -> RecordResult:
     usable, rejected = _usable(events)
     entries = list({event.id: event for event in reversed(usable)}.values())
     prepared = [Entry(event, rows.started_at(event)) for event in sorted(entries, key=lambda event: event.id)]
-    recorded = in_ledger(lambda: _record(prepared)) if prepared else 0
-    return RecordResult(recorded, len(usable) - recorded, rejected)
+    sums = in_ledger(lambda: _record(prepared)) if prepared else {}
+    recorded = sums.get("requests", 0)
+    return RecordResult(recorded, len(usable) - recorded, rejected, sums)
 
 
 def _usable(events: Iterable[UsageEvent]) -> tuple[list[UsageEvent], int]:
@@ -71,14 +107,15 @@ def _usable(events: Iterable[UsageEvent]) -> tuple[list[UsageEvent], int]:
     return usable, rejected
 
 
-def _record(entries: list[Entry]) -> int:
+def _record(entries: list[Entry]) -> dict[str, int]:
     _attach_keys(entries)
     rater = Rater()
     for entry in entries:
         entry.rating = rater.rate(entry.event, usage=entry.event.usage, at=entry.started_at, factor=entry.factor)
     new_ids = _insert(entries)
-    add_to_days(_increments(entry for entry in entries if entry.event.id in new_ids))
-    return len(new_ids)
+    increments = _increments(entry for entry in entries if entry.event.id in new_ids)
+    add_to_rollups(increments)
+    return dict(zip(SUMS, map(sum, zip(*increments.values(), strict=True)), strict=True)) if increments else {}
 
 
 # Keys
@@ -170,54 +207,60 @@ def _insert_alone(entries: list[Entry], names: tuple[str, ...]) -> set[str]:
         cursor.execute(f"SELECT event_id FROM {table} WHERE event_id IN (SELECT value FROM json_each(%s))", [ids])  # noqa: S608
         present = {event_id for (event_id,) in cursor.fetchall()}
         new = [entry for entry in entries if entry.event.id not in present]
-        rows = [values_of(entry, names) for entry in new]
-        time, day, factor = (names.index(name) for name in ("started_at", "day", "price_factor"))
-        for row in rows:
-            row[time] = connection.ops.adapt_datetimefield_value(row[time])
-            row[day], row[factor] = str(row[day]), str(row[factor])
+        rows = [values_of(entry, names, as_text=True) for entry in new]
         places = ", ".join(["?"] * len(names))
         statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})"  # noqa: S608
         connection.connection.executemany(statement, rows)
     return {entry.event.id for entry in new}
 
 
-def values_of(entry: Entry, columns: tuple[str, ...]) -> list[Any]:
-    """Return what the record of an event holds, in the order of `columns`."""
+def values_of(entry: Entry, columns: tuple[str, ...], *, as_text: bool = False) -> tuple[Any, ...]:
+    """Return what the record of an event holds, in the order of `columns`; dates and decimals as SQLite keeps them."""
     event, rating = entry.event, entry.rating
-    cost_usd = rating.cost_usd
-    values = rows.quantities(event.usage) | {
-        "event_id": event.id,
-        "key_id": entry.key_id,
-        "started_at": entry.started_at,
-        "day": entry.started_at.date(),
-        "endpoint": event.endpoint,
-        "method": event.method,
-        "model": event.model,
-        "service_tier": event.service_tier,
-        "is_batch": event.is_batch,
-        "is_stream": event.is_stream,
-        "status": event.status,
-        "outcome": event.outcome,
-        "usage_source": event.usage_source,
-        "upstream_request_id": event.upstream_request_id,
-        "first_byte_ms": event.first_byte_ms,
-        "duration_ms": event.duration_ms,
-        "proxy_us": round(event.proxy_ms * 1000),
-        "request_bytes": event.request_bytes,
-        "response_bytes": event.response_bytes,
-        "cost_usd": None if cost_usd is None else usd_to_units(cost_usd),
-        "pricing": str(rating.pricing),
-        "price_source": rating.price_source,
-        "price_version": rating.price_version,
-        "price_factor": entry.factor,
-    }
-    return [values[column] for column in columns]
+    at: Any = entry.started_at
+    day: Any = at.date()
+    factor: Any = entry.factor
+    if as_text:
+        at, day, factor = str(at.replace(tzinfo=None)), day.isoformat(), str(factor)
+    values = (
+        *rows.quantities(event.usage),
+        event.id,
+        entry.key_id,
+        at,
+        day,
+        event.endpoint,
+        event.method,
+        event.model,
+        event.service_tier,
+        event.is_batch,
+        event.is_stream,
+        event.status,
+        event.outcome,
+        event.usage_source,
+        event.upstream_request_id,
+        event.first_byte_ms,
+        event.duration_ms,
+        round(event.proxy_ms * 1000),
+        event.request_bytes,
+        event.response_bytes,
+        rating.cost_units,
+        rating.pricing.value,
+        rating.price_source,
+        rating.price_version,
+        factor,
+    )
+    return _in_order_of(columns)(values)
+
+
+@functools.cache
+def _in_order_of(columns: tuple[str, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    return operator.itemgetter(*map(_VALUES.index, columns))
 
 
 def _increments(entries: Iterable[Entry]) -> Increments:
-    increments: Increments = {}
+    added: dict[Group, list[tuple[int, ...]]] = {}
     for entry in entries:
-        event, rating = entry.event, entry.rating
+        event, rating, at = entry.event, entry.rating, entry.started_at
         model = rows.rolled_model(
             model=event.model,
             has_key=entry.key_id is not None,
@@ -225,19 +268,15 @@ def _increments(entries: Iterable[Entry]) -> Increments:
             outcome=event.outcome,
             usage_source=event.usage_source,
         )
-        quantities = rows.quantities(event.usage)
-        added = [
-            *(quantities[name] for name in QUANTITIES),
+        amounts = (
+            *rows.quantities(event.usage),
             1,
-            int(rows.is_error(status=event.status, outcome=event.outcome)),
-            int(rating.pricing == Pricing.UNPRICED),
-            usd_to_units(rating.cost_usd or Decimal(0)),
+            rows.is_error(status=event.status, outcome=event.outcome),
+            rating.pricing is Pricing.UNPRICED,
+            rating.cost_units or 0,
             event.first_byte_ms,
             round(event.proxy_ms * 1000),
-        ]
-        sums = increments.setdefault(
-            DayKey(entry.key_id, entry.started_at.date(), model, event.endpoint), [0] * len(SUMS)
         )
-        for index, amount in enumerate(added):
-            sums[index] += amount
-    return increments
+        group = Group(entry.key_id, at.date(), at.hour, model, event.endpoint)
+        added.setdefault(group, []).append(amounts)
+    return {group: list(map(sum, zip(*amounts, strict=True))) for group, amounts in added.items()}

@@ -9,13 +9,13 @@ from decimal import Decimal
 from functools import partial
 
 from django.db import connection
-from django.db.models import Q, QuerySet
+from django.db.models import Min, Q, QuerySet
 
 from billing import bulk, rows
 from billing.fields import usd_to_units
-from billing.models import Pricing, UsageRecord
+from billing.models import Pricing, UsageDay, UsageRecord
 from billing.rating import Rater, Rating
-from billing.rollups import SUMS, DayKey, Increments, add_to_days, rebuild_usage_days
+from billing.rollups import SUMS, Group, Increments, add_to_rollups, rebuild_usage_days
 from billing.transactions import in_ledger
 
 _RECORDS_PER_CHUNK = 2_000
@@ -42,13 +42,18 @@ def reprice(
     """
     examined = changed = 0
     after = ""
+    today = dt.datetime.now(dt.UTC).date()
+    # Days before there was anything are not looked at one by one.
+    first_day = UsageDay.objects.filter(day__gte=since.astimezone(dt.UTC).date()).aggregate(day=Min("day"))["day"]
     rater = Rater()
     while chunk := in_ledger(partial(_reprice_chunk, rater, since=since, model=model, after=after)):
         after = chunk.last_id
         examined, changed = examined + chunk.examined, changed + chunk.changed
+        first_day = min(first_day or chunk.first_day, chunk.first_day)
         if progress is not None:
             progress(chunk.examined)
-    rebuild_usage_days(since.astimezone(dt.UTC).date(), dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1))
+    if first_day is not None:
+        rebuild_usage_days(first_day, today + dt.timedelta(days=1))
     return RepriceResult(examined, changed)
 
 
@@ -62,6 +67,7 @@ def records_to_reprice(since: dt.datetime, *, model: str | None = None) -> Query
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     last_id: str
+    first_day: dt.date
     examined: int
     changed: int
 
@@ -74,8 +80,8 @@ def _reprice_chunk(rater: Rater, *, since: dt.datetime, model: str | None, after
     rated = [(record, _rate(rater, record)) for record in found]
     changes = [(record, rating) for record, rating in rated if _columns(record) != rating]
     _store(changes)
-    add_to_days(_differences(changes))
-    return _Chunk(found[-1].pk, len(found), len(changes))
+    add_to_rollups(_differences(changes))
+    return _Chunk(found[-1].pk, min(record.day for record in found), len(found), len(changes))
 
 
 def _rate(rater: Rater, record: UsageRecord) -> Rating:
@@ -121,8 +127,8 @@ def _differences(changes: list[tuple[UsageRecord, Rating]]) -> Increments:
             outcome=record.outcome,
             usage_source=record.usage_source,
         )
-        key = DayKey(record.key_id, record.day, model, record.endpoint)
-        sums = increments.setdefault(key, [0] * len(SUMS))
+        group = Group(record.key_id, record.day, record.started_at.astimezone(dt.UTC).hour, model, record.endpoint)
+        sums = increments.setdefault(group, [0] * len(SUMS))
         sums[_COST] += _units(rating.cost_usd) - _units(record.cost_usd)
         sums[_UNPRICED] += (rating.pricing == Pricing.UNPRICED) - (record.pricing == Pricing.UNPRICED)
     return increments

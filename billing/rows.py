@@ -39,6 +39,11 @@ _NUMBERS = {
 }
 
 
+_texts_of = operator.attrgetter(*_TEXTS)
+_numbers_of = operator.attrgetter(*_NUMBERS)
+_TEXT_SIZES, _NUMBER_SIZES = tuple(_TEXTS.values()), tuple(_NUMBERS.values())
+
+
 class UnusableEventError(ValueError):
     """An event that cannot be recorded: no id, no time, or a fingerprint that is none."""
 
@@ -68,11 +73,11 @@ def storable(event: UsageEvent) -> UsageEvent:
 
 def _fits(event: UsageEvent) -> bool:
     """Return whether an event can be stored as it is: nearly all can, and need not be taken apart."""
-    texts = [getattr(event, name) for name in _TEXTS]
-    if any(map(operator.gt, map(len, texts), _TEXTS.values())) or _UNSTORABLE.search("".join(texts)):
+    texts = _texts_of(event)
+    if any(map(operator.gt, map(len, texts), _TEXT_SIZES)) or _UNSTORABLE.search("".join(texts)):
         return False
-    numbers = (getattr(event, name) for name in _NUMBERS)
-    if not all(0 <= number <= most for number, most in zip(numbers, _NUMBERS.values(), strict=True)):
+    numbers = _numbers_of(event)
+    if min(numbers) < 0 or any(map(operator.gt, numbers, _NUMBER_SIZES)):
         return False
     if not 0 <= event.proxy_ms <= 10**9 or round(event.proxy_ms, 3) != event.proxy_ms:
         return False
@@ -90,11 +95,9 @@ def started_at(event: UsageEvent) -> dt.datetime:
     return _EPOCH + dt.timedelta(microseconds=round(event.started_at * 1e6))
 
 
-def quantities(usage: Usage) -> dict[str, int]:
-    """Return the columns of `billing.models.Quantities`."""
-    columns = dict(zip(_COUNTS, _counts_of(usage), strict=True))
-    columns["audio_ms"] = round(usage.seconds * 1000)
-    return columns
+def quantities(usage: Usage) -> tuple[int, ...]:
+    """Return the columns of `billing.models.Quantities`, in their order."""
+    return (*_counts_of(usage), round(usage.seconds * 1000))
 
 
 def usage_of(columns: Any) -> Usage:

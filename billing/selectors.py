@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import operator
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -10,8 +12,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from django.conf import settings
 from django.db.models import F, Q, QuerySet, Sum
 
-from billing.fields import units_to_usd
-from billing.models import ApiKey, Grant, UsageDay
+from billing.fields import units_to_usd, usd_to_units
+from billing.limits import KeyPolicy, read_models, read_networks
+from billing.models import ApiKey, Grant, KeyDay, UsageDay
 
 _CENT = Decimal("0.01")
 _ZERO = units_to_usd(0)
@@ -80,10 +83,21 @@ def balances_of(key_ids: Collection[int], now: dt.datetime) -> dict[int, Balance
     """Return the balance of each of these keys, in two queries for all of them."""
     grants = valid_grants(Grant.objects.filter(key__in=key_ids), now)
     granted = dict(grants.order_by().values_list("key").annotate(total=Sum("amount_usd")))
-    days = UsageDay.objects.filter(key__in=key_ids, day__gte=window_start(now)).order_by()
+    days = KeyDay.objects.filter(key__in=key_ids, day__gte=window_start(now)).order_by()
     sums = days.values_list("key").annotate(used=Sum("cost_usd"), unpriced=Sum("unpriced_requests"))
     used = {key_id: (cost, int(unpriced)) for key_id, cost, unpriced in sums}
     return {key_id: Balance(granted.get(key_id, _ZERO), *used.get(key_id, (_ZERO, 0))) for key_id in key_ids}
+
+
+def window_costs(key_ids: Collection[int], now: dt.datetime) -> dict[int, list[Decimal]]:
+    """Return the cost of each of the last USAGE_WINDOW_DAYS days, oldest first, of each of these keys, in one query."""
+    first = window_start(now)
+    costs = {key_id: [_ZERO] * settings.USAGE_WINDOW_DAYS for key_id in key_ids}
+    days = KeyDay.objects.filter(key__in=key_ids, day__gte=first).order_by()
+    for key_id, day, cost_usd in days.values_list("key", "day", "cost_usd"):
+        if (place := (day - first).days) < settings.USAGE_WINDOW_DAYS:
+            costs[key_id][place] = cost_usd
+    return costs
 
 
 def valid_grants(grants: QuerySet[Grant], now: dt.datetime) -> QuerySet[Grant]:
@@ -101,6 +115,11 @@ def grants_of_key(fingerprint: str, now: dt.datetime) -> list[Grant]:
 
 def is_known_key(fingerprint: str) -> bool:
     return ApiKey.objects.filter(fingerprint=fingerprint).exists()
+
+
+def is_blocked_key(fingerprint: str) -> bool | None:
+    """Return whether the operator has blocked a key; None for one that was never accepted."""
+    return ApiKey.objects.filter(fingerprint=fingerprint).values_list("blocked", flat=True).first()
 
 
 def usage_rows(fingerprint: str, start: dt.date, end: dt.date) -> Iterator[UsageRow]:
@@ -130,6 +149,67 @@ def daily_costs(fingerprint: str, start: dt.date, end: dt.date) -> list[DailyCos
 def blocked_fingerprints() -> frozenset[str]:
     """Return the fingerprints of all blocked keys: one query, for a gateway that asks every few seconds."""
     return frozenset(ApiKey.objects.filter(blocked=True).values_list("fingerprint", flat=True))
+
+
+_POLICY = (
+    "fingerprint",
+    "registered",
+    "price_factor",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_streams",
+    "monthly_usd",
+    "allowed_models",
+    "allowed_networks",
+    "policy_changed_at",
+)
+
+
+def key_policies(since: dt.datetime | None) -> tuple[list[KeyPolicy], dt.datetime | None]:
+    """Return what is decided of each key that operators have decided anything of, and when that was last.
+
+    With `since`, only what was decided from then on. One query over an index of such keys alone.
+    """
+    rows = ApiKey.objects.filter(policy_changed_at__isnull=False)
+    if since is not None:
+        rows = rows.filter(policy_changed_at__gte=since)
+    found, last = [], since
+    for row in rows.values(*_POLICY).iterator(chunk_size=2000):
+        found.append(
+            KeyPolicy(
+                fingerprint=row["fingerprint"],
+                is_registered=row["registered"],
+                price_factor=row["price_factor"],
+                requests_per_minute=row["requests_per_minute"],
+                tokens_per_minute=row["tokens_per_minute"],
+                concurrent_streams=row["concurrent_streams"],
+                monthly_usd=row["monthly_usd"],
+                models=read_models(row["allowed_models"]),
+                networks=read_networks(row["allowed_networks"]),
+            )
+        )
+        last = row["policy_changed_at"] if last is None else max(last, row["policy_changed_at"])
+    return found, last
+
+
+def has_key_limits() -> bool:
+    """Return whether any key has limits of its own that must be counted."""
+    counted = ("requests_per_minute", "tokens_per_minute", "concurrent_streams", "monthly_usd")
+    has_any = functools.reduce(operator.or_, (Q(**{f"{name}__gt": 0}) for name in counted))
+    return ApiKey.objects.filter(has_any, policy_changed_at__isnull=False).exists()
+
+
+def units_spent(month: dt.date, fingerprints: Collection[str] | None = None) -> dict[str, int]:
+    """Return what keys have spent in the month of a day, in tenths of a micro-dollar, by fingerprint.
+
+    Without `fingerprints`, of all keys that have spent anything.
+    """
+    first = month.replace(day=1)
+    days = KeyDay.objects.filter(day__gte=first, day__lt=(first + dt.timedelta(days=31)).replace(day=1)).order_by()
+    if fingerprints is not None:
+        days = days.filter(key__fingerprint__in=fingerprints)
+    sums = days.values_list("key__fingerprint").annotate(total=Sum("cost_usd"))
+    return {fingerprint: usd_to_units(total) for fingerprint, total in sums.iterator(chunk_size=2000)}
 
 
 def _days_of(fingerprint: str, start: dt.date, end: dt.date) -> QuerySet[UsageDay]:

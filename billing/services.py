@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from decimal import Decimal
-from typing import Any
 
-import msgspec
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
 
 from billing import policy
-from billing.list_prices import ListPrice, all_list_prices, refresh_list_prices
-from billing.models import ApiKey, Grant, ModelPrice, PriceSource
-from billing.pricing import TOKEN_PRICES, UNIT_PRICES
+from billing.models import ApiKey, Grant
+from billing.price_refresh import RefreshError, refresh_prices
 from billing.recording import RecordResult, record_events
 from billing.repricing import reprice
 from billing.retention import purge_usage
 from billing.rollups import rebuild_usage_days
 
-logger = logging.getLogger(__name__)
-
 __all__ = [
     "RecordResult",
+    "RefreshError",
     "block_key",
     "ensure_key",
     "give_grant",
@@ -32,16 +27,50 @@ __all__ = [
     "rebuild_usage_days",
     "record_events",
     "refresh_prices",
+    "register_key",
     "reprice",
     "revoke_grant",
+    "save_policy",
     "unblock_key",
+    "unregister_key",
 ]
 
 
 def ensure_key(*, fingerprint: str, hint: str) -> ApiKey:
-    """Return the key of that fingerprint, made if it is new: an operator may know a key before its first use."""
+    """Return the key of that fingerprint, made if it is new: an operator may know a key before its first use.
+
+    A key that an operator has entered is registered.
+    """
     key, _ = ApiKey.objects.get_or_create(fingerprint=fingerprint, defaults={"hint": hint})
+    register_key(key)
     return key
+
+
+def register_key(key: ApiKey) -> bool:
+    """Let the key pass where only registered ones do; return whether it was none."""
+    return _set_registered(key, True)
+
+
+def unregister_key(key: ApiKey) -> bool:
+    return _set_registered(key, False)
+
+
+def _set_registered(key: ApiKey, is_registered: bool) -> bool:
+    with transaction.atomic():
+        others = ApiKey.objects.filter(pk=key.pk, registered=not is_registered)
+        has_changed = bool(others.update(registered=is_registered, policy_changed_at=timezone.now()))
+        if has_changed:
+            key.registered = is_registered
+            policy.announce_change()
+    return has_changed
+
+
+def save_policy(key: ApiKey) -> None:
+    """Save a key with what was decided of it, and have every gateway learn that."""
+    with transaction.atomic():
+        key.policy_changed_at = timezone.now()
+        key.save()
+        policy.announce_change()
 
 
 def give_grant(
@@ -79,38 +108,6 @@ def block_key(key: ApiKey, *, now: dt.datetime | None = None) -> bool:
 
 def unblock_key(key: ApiKey) -> bool:
     return _set_blocked(key, None)
-
-
-def refresh_prices(*, now: dt.datetime | None = None, **source: Any) -> int:
-    """Fetch the newest list prices and write down, from now on, those that have changed; return how many.
-
-    The shipped list and what operators entered stay as they are. `source` goes to `refresh_list_prices`.
-    """
-    now = now or timezone.now()
-    refresh = refresh_list_prices(now=now, **source)
-    if not refresh.is_updated:
-        logger.warning("list prices were not refreshed: %s", refresh.problem)
-        return 0
-    refreshed = ModelPrice.objects.filter(source=PriceSource.REFRESHED).order_by("valid_from")
-    latest = {row.model: row.details for row in refreshed}
-    current = {listed.model: listed for listed in reversed(list(all_list_prices(now)))}
-    names = {listed.model for listed in refresh.changed} | latest.keys()
-    new = [_refreshed_row(current[name], now, refresh.version) for name in sorted(names & current.keys())]
-    changed = [row for row in new if row.details != latest.get(row.model)]
-    ModelPrice.objects.bulk_create(changed, ignore_conflicts=True)
-    return len(changed)
-
-
-def _refreshed_row(listed: ListPrice, now: dt.datetime, version: str) -> ModelPrice:
-    rates = {name: getattr(listed.price, name) for name in (*TOKEN_PRICES, *UNIT_PRICES, "batch_factor")}
-    return ModelPrice(
-        model=listed.model,
-        valid_from=now,
-        source=PriceSource.REFRESHED,
-        details=msgspec.json.decode(msgspec.json.encode(listed.price)),
-        note=version[:200],
-        **rates,
-    )
 
 
 def _set_blocked(key: ApiKey, blocked_at: dt.datetime | None) -> bool:

@@ -6,6 +6,7 @@ import csv
 import datetime as dt
 import functools
 import io
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from decimal import Decimal
@@ -13,14 +14,18 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
 
 from billing import keys, rate, selectors
 from billing.selectors import Balance, DailyCost, UsageRow
 from billing.transactions import release_connection
 from billing.upstream_balance import UpstreamBalanceError, fetch_balance
 from proxysite.envelope import Message, ProError, encode_json, failure, success
+
+logger = logging.getLogger(__name__)
 
 MISSING_KEY = Message(
     "缺少 apiKey：请使用 Authorization: Bearer 请求头，或 apiKey 查询参数",
@@ -30,6 +35,7 @@ UNKNOWN_KEY = Message("该密钥没有使用记录", "This API key has never bee
 REFUSED_KEY = Message("上游不接受该密钥", "The upstream does not accept this API key.")
 TOO_MANY_REQUESTS = Message("请求过于频繁，请稍后再试", "Too many requests from this address; try again later.")
 NO_UPSTREAM_BALANCE = Message("上游没有返回余额", "The upstream does not report a balance")
+NO_LEDGER = Message("账务数据暂时不可用，请稍后再试", "The ledger cannot be read at the moment; try again later.")
 METHOD_NOT_ALLOWED = Message("只支持 GET 请求", "Only GET is answered here.")
 WRONG_DATE = Message(
     "日期必须为 YYYY-MM-DD，start 不晚于 end，且不超过 400 天",
@@ -37,9 +43,11 @@ WRONG_DATE = Message(
 )
 
 _MOST_DAYS = 400
+_RETRY_AFTER_S = 5
 _CSV_DAYS_AT_ONCE = 31
 _NEVER_ENDS = 4_102_444_800  # 2100-01-01
 _BEARER = re.compile(r"Bearer +(\S+) *\Z", re.IGNORECASE)
+_ISO_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?\Z", re.DOTALL)
 
 View = Callable[[HttpRequest], Coroutine[Any, Any, HttpResponseBase]]
@@ -61,6 +69,9 @@ def _answers(render: Callable[[ProError], HttpResponse]) -> Callable[[View], Vie
                     raise ProError(405, METHOD_NOT_ALLOWED)
                 await _limit_rate(request)
                 response = await view(request)
+            except DatabaseError as exc:
+                logger.error("the ledger cannot be read: %s", type(exc).__name__)
+                response = render(ProError(503, NO_LEDGER, retry_after_s=_RETRY_AFTER_S))
             except ProError as error:
                 response = render(error)
                 if error.status == 405:
@@ -70,7 +81,8 @@ def _answers(render: Callable[[ProError], HttpResponse]) -> Callable[[View], Vie
             response["Cache-Control"] = "no-store"
             return response
 
-        return answer
+        # Nothing here reads a cookie; another method gets the 405 above, not Django's page on forgery.
+        return csrf_exempt(answer)
 
     return decorate
 
@@ -98,7 +110,7 @@ async def _limit_rate(request: HttpRequest) -> None:
 def _openai_error(error: ProError) -> HttpResponse:
     """Return OpenAI's error envelope: apps show its `error.message`."""
     codes = {401: "invalid_api_key", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
-    kind = "rate_limit_error" if error.status == 429 else "invalid_request_error"
+    kind = {429: "rate_limit_error", 503: "server_error"}.get(error.status, "invalid_request_error")
     fields = {"message": error.message.en, "type": kind, "param": None, "code": codes.get(error.status)}
     response = _json({"error": fields}, status=error.status)
     if error.retry_after_s is not None:
@@ -186,15 +198,25 @@ def _known_rows(fingerprint: str, start: dt.date, end: dt.date) -> tuple[bool, l
 
 def _dates(request: HttpRequest) -> tuple[dt.date, dt.date]:
     now = timezone.now()
-    try:
-        end_text, start_text = request.GET.get("end"), request.GET.get("start")
-        end = dt.date.fromisoformat(end_text) if end_text else now.date()
-        start = dt.date.fromisoformat(start_text) if start_text else min(selectors.window_start(now), end)
-    except ValueError as exc:
-        raise ProError(400, WRONG_DATE) from exc
+    end = _date(request, "end") or now.date()
+    window = now.date() - selectors.window_start(now)
+    # As many days as a balance looks at, up to `end`, which may lie in the past.
+    start = _date(request, "start") or min(now.date(), end) - min(window, end - dt.date.min)
     if not dt.timedelta() <= end - start <= dt.timedelta(days=_MOST_DAYS):
         raise ProError(400, WRONG_DATE)
     return start, end
+
+
+def _date(request: HttpRequest, name: str) -> dt.date | None:
+    """Return the date that the query names, None if it names none; ProError for anything but YYYY-MM-DD."""
+    text = request.GET.get(name)
+    if not text:
+        return None
+    try:
+        # fromisoformat() by itself also takes weeks, and dates without hyphens.
+        return dt.date.fromisoformat(text if _ISO_DATE.fullmatch(text) else "")
+    except ValueError as exc:
+        raise ProError(400, WRONG_DATE) from exc
 
 
 def _csv_response(fingerprint: str, start: dt.date, end: dt.date) -> StreamingHttpResponse:
@@ -205,12 +227,12 @@ def _csv_response(fingerprint: str, start: dt.date, end: dt.date) -> StreamingHt
 
 async def _csv(fingerprint: str, start: dt.date, end: dt.date) -> AsyncIterator[str]:
     yield _csv_lines([UsageRow.__slots__])
-    while start <= end:
-        last = min(start + dt.timedelta(days=_CSV_DAYS_AT_ONCE - 1), end)
-        rows = await sync_to_async(_rows_and_release)(fingerprint, start, last)
+    for first_day in range(0, (end - start).days + 1, _CSV_DAYS_AT_ONCE):
+        first = start + dt.timedelta(days=first_day)
+        last = first + min(end - first, dt.timedelta(days=_CSV_DAYS_AT_ONCE - 1))
+        rows = await sync_to_async(_rows_and_release)(fingerprint, first, last)
         if rows:
             yield _csv_lines([[_cell(getattr(row, name)) for name in UsageRow.__slots__] for row in rows])
-        start = last + dt.timedelta(days=1)
 
 
 def _rows_and_release(fingerprint: str, start: dt.date, end: dt.date) -> list[UsageRow]:

@@ -1,27 +1,84 @@
-"""Keys and what they were granted."""
+"""Keys: what each has left, how it is used, and whether it may be."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.shortcuts import get_object_or_404
 from django.utils import timezone
-from django.utils.decorators import method_decorator
-from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
-from django.views.decorators.debug import sensitive_post_parameters
-from unfold.admin import ModelAdmin, TabularInline
+from django.utils.translation import ngettext, ngettext_lazy
+from unfold.admin import TabularInline
 
 from billing import selectors, services
-from billing.admin.base import PAGE, in_red_if
+from billing.admin import audit, confirm
+from billing.admin.base import alarming, in_red_if, sparkline
+from billing.admin.buttons import button
+from billing.admin.pasting import PastedKeyAdmin
 from billing.fields import plain_usd
-from billing.forms import NewGrantForm, NewKeyForm
+from billing.forms import KEY_LIMITS, CountedTogether, ManyGrantsForm, NewKeyForm
 from billing.models import ApiKey, Grant
 from billing.selectors import Balance
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise as StrPromise
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """Something that is on or off for a key: how an operator is asked, what is done, and how it is told of."""
+
+    action: str
+    title: StrPromise
+    explanation: StrPromise
+    change: Callable[[ApiKey], bool]
+    field: str
+    is_on: bool
+    done: StrPromise
+
+
+_BLOCK = _Switch(
+    "block",
+    _("Block keys"),
+    _("Every gateway will refuse these keys, within 10 seconds; streams that run go on:"),
+    services.block_key,
+    "blocked",
+    True,
+    ngettext_lazy("%(count)d key blocked.", "%(count)d keys blocked.", "count"),
+)
+_UNBLOCK = _Switch(
+    "unblock",
+    _("Unblock keys"),
+    _("Every gateway will take these keys again:"),
+    services.unblock_key,
+    "blocked",
+    False,
+    ngettext_lazy("%(count)d key unblocked.", "%(count)d keys unblocked.", "count"),
+)
+_REGISTER = _Switch(
+    "register",
+    _("Register keys"),
+    _("With GATEWAY_MODE=known these keys will pass:"),
+    services.register_key,
+    "registered",
+    True,
+    ngettext_lazy("%(count)d key registered.", "%(count)d keys registered.", "count"),
+)
+_UNREGISTER = _Switch(
+    "unregister",
+    _("Unregister keys"),
+    _("With GATEWAY_MODE=known every gateway will refuse these keys:"),
+    services.unregister_key,
+    "registered",
+    False,
+    ngettext_lazy("%(count)d key unregistered.", "%(count)d keys unregistered.", "count"),
+)
 
 
 class GrantInline(TabularInline):
@@ -43,25 +100,8 @@ class GrantInline(TabularInline):
         return False
 
 
-class KeyList(ChangeList):
-    """A page of keys with their balances, read for all of them at once."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        balances = selectors.balances_of([key.pk for key in self.result_list], timezone.now())
-        for key in self.result_list:
-            key.known_balance = balances[key.pk]
-
-
-def _balance_of(key: Any) -> Balance:
-    if not hasattr(key, "known_balance"):
-        key.known_balance = selectors.balances_of([key.pk], timezone.now())[key.pk]
-    known: Balance = key.known_balance
-    return known
-
-
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin):
+class ApiKeyAdmin(PastedKeyAdmin):
     list_display = (
         "__str__",
         "owner",
@@ -69,58 +109,68 @@ class ApiKeyAdmin(ModelAdmin):
         "granted",
         "used",
         "balance",
+        "trend",
         "unpriced",
+        "last_used_at",
+    )
+    export_fields = (
+        "fingerprint",
+        "hint",
+        "label",
+        "owner",
+        "blocked",
+        "registered",
+        "price_factor",
+        *KEY_LIMITS,
+        "granted_usd",
+        "used_usd",
+        "balance_usd",
+        "unpriced_requests",
         "first_used_at",
         "last_used_at",
     )
-    list_filter = ("blocked",)
-    list_per_page = PAGE
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
+    list_filter = ("blocked", "registered")
     search_fields = ("label", "owner", "hint", "=fingerprint")
     ordering = ("-last_used_at",)
-    actions = ("block", "unblock")
+    actions = ("block", "unblock", "register", "unregister", "grant")
+    actions_detail: Any = ("block_this", "unblock_this")
     inlines = (GrantInline,)
+    form = CountedTogether
+    new_form = NewKeyForm
     fields = (
         "label",
         "owner",
         "price_factor",
+        *KEY_LIMITS,
+        "registered",
         "hint",
         "fingerprint",
         "state",
         "granted",
         "used",
         "balance",
+        "trend",
         "unpriced",
         "first_used_at",
         "last_used_at",
         "created_at",
     )
-    readonly_fields = fields[3:]
+    fields_at_first = fields[: fields.index("registered")]
+    readonly_fields = fields[fields.index("hint") :]
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
-        return KeyList
-
-    def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
-        if obj is None:
-            kwargs["form"] = NewKeyForm
-        return super().get_form(request, obj, change=change, **kwargs)
-
-    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        return ("api_key", *self.fields[:3]) if obj is None else self.fields
-
-    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        return () if obj is None else self.readonly_fields
+    def prepare_rows(self, rows: list[ApiKey]) -> None:
+        """Read the balances and the last days of all these keys, in three queries."""
+        now, key_ids = timezone.now(), [key.pk for key in rows]
+        balances = selectors.balances_of(key_ids, now)
+        costs = selectors.window_costs(key_ids, now)
+        for key in rows:
+            key.known_balance, key.known_costs = balances[key.pk], costs[key.pk]  # type: ignore[attr-defined]
 
     def get_inlines(self, request: HttpRequest, obj: ApiKey | None) -> Any:
         return () if obj is None else self.inlines
 
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    @method_decorator(sensitive_post_parameters("api_key"))
-    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return super().changeform_view(request, *args, **kwargs)
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        services.save_policy(obj)
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         for grant in formset.save(commit=False):
@@ -128,90 +178,128 @@ class ApiKeyAdmin(ModelAdmin):
             grant.save(force_insert=True)
         formset.save_m2m()
 
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
+        """Return only the button that would change anything."""
+        is_blocked = ApiKey.objects.filter(pk=object_id, blocked=True).exists()
+        unwanted = "block_this" if is_blocked else "unblock_this"
+        return [
+            shown
+            for shown in super().get_actions_detail(request, object_id)
+            if not shown.action_name.endswith(f"_apikey_{unwanted}")
+        ]
+
+    # Figures
+
+    def _balance(self, key: Any) -> Balance:
+        if not hasattr(key, "known_balance"):
+            self.prepare_rows([key])
+        known: Balance = key.known_balance
+        return known
+
     @admin.display(description=_("state"))
     def state(self, key: ApiKey) -> Any:
-        return format_html('<strong style="color: #dc2626">{}</strong>', _("blocked")) if key.blocked else _("active")
+        return alarming(_("blocked")) if key.blocked else _("active")
+
+    def granted_usd(self, key: ApiKey) -> Decimal:
+        return self._balance(key).in_cents().total
+
+    def used_usd(self, key: ApiKey) -> Decimal:
+        return self._balance(key).in_cents().used
+
+    def balance_usd(self, key: ApiKey) -> Decimal:
+        return self._balance(key).in_cents().balance
 
     @admin.display(description=_("granted (USD)"))
     def granted(self, key: ApiKey) -> str:
-        return plain_usd(_balance_of(key).in_cents().total)
+        return plain_usd(self.granted_usd(key))
 
     @admin.display(description=_("used (USD)"))
     def used(self, key: ApiKey) -> str:
-        return plain_usd(_balance_of(key).in_cents().used)
+        return plain_usd(self.used_usd(key))
 
     @admin.display(description=_("balance (USD)"))
-    def balance(self, key: ApiKey) -> str:
-        return plain_usd(_balance_of(key).in_cents().balance)
+    def balance(self, key: ApiKey) -> Any:
+        amount_usd = self.balance_usd(key)
+        return alarming(plain_usd(amount_usd)) if amount_usd < 0 else plain_usd(amount_usd)
+
+    @admin.display(description=_("use"))
+    def trend(self, key: Any) -> Any:
+        self._balance(key)
+        costs = [float(cost) for cost in key.known_costs]
+        label = _("USD a day over %(days)d days, at most %(most).2f") % {"days": len(costs), "most": max(costs)}
+        return sparkline(costs, label=label)
 
     @admin.display(description=_("unpriced requests"))
     def unpriced(self, key: ApiKey) -> Any:
-        return in_red_if(_balance_of(key).unpriced_requests)
+        return in_red_if(self.unpriced_requests(key))
+
+    def unpriced_requests(self, key: ApiKey) -> int:
+        return self._balance(key).unpriced_requests
+
+    # Actions
 
     @admin.action(description=_("Block: gateways refuse these keys"), permissions=["change"])
-    def block(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        blocked = [key for key in keys if services.block_key(key)]
-        self._report(request, blocked, "blocked", ngettext("%d key blocked.", "%d keys blocked.", len(blocked)))
+    def block(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
+        return self._turn(request, keys, _BLOCK)
 
     @admin.action(description=_("Unblock"), permissions=["change"])
-    def unblock(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        unblocked = [key for key in keys if services.unblock_key(key)]
-        self._report(
-            request, unblocked, "unblocked", ngettext("%d key unblocked.", "%d keys unblocked.", len(unblocked))
+    def unblock(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
+        return self._turn(request, keys, _UNBLOCK)
+
+    @admin.action(description=_("Register: these keys pass with GATEWAY_MODE=known"), permissions=["change"])
+    def register(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
+        return self._turn(request, keys, _REGISTER)
+
+    @admin.action(description=_("Unregister"), permissions=["change"])
+    def unregister(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
+        return self._turn(request, keys, _UNREGISTER)
+
+    @button(description=_("Block"), icon="block", permissions=["change"])
+    def block_this(self, request: HttpRequest, object_id: str) -> Any:
+        return self._ask(request, self._only(object_id), _BLOCK)
+
+    @button(description=_("Unblock"), icon="check_circle", permissions=["change"])
+    def unblock_this(self, request: HttpRequest, object_id: str) -> Any:
+        return self._ask(request, self._only(object_id), _UNBLOCK)
+
+    @admin.action(description=_("Give each of these keys a grant"), permissions=["grant"])
+    def grant(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
+        is_confirmed = confirm.is_confirmed(request)
+        form = ManyGrantsForm(request.POST if is_confirmed else None)
+        if not (is_confirmed and form.is_valid()):
+            return confirm.question(
+                self,
+                request,
+                keys,
+                action="grant",
+                title=_("Give a grant to each key"),
+                explanation=_("Each of these keys gets the whole amount:"),
+                form=form,
+            )
+        operator: Any = request.user
+        grants = [services.give_grant(key, given_by=operator, **form.cleaned_data) for key in keys]
+        for given in grants:
+            self.log_addition(request, given, audit.added(given))
+        text = ngettext("%d grant given.", "%d grants given.", len(grants))
+        self.message_user(request, text % len(grants), messages.SUCCESS)
+        return None
+
+    def has_grant_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("billing.add_grant"))
+
+    def _only(self, object_id: str) -> QuerySet[ApiKey]:
+        return ApiKey.objects.filter(pk=get_object_or_404(ApiKey, pk=object_id).pk)
+
+    def _ask(self, request: HttpRequest, keys: QuerySet[ApiKey], switch: _Switch) -> Any:
+        return confirm.question(
+            self, request, keys, action=switch.action, title=switch.title, explanation=switch.explanation
         )
 
-    def _report(self, request: HttpRequest, keys: list[ApiKey], done: str, text: str) -> None:
-        for key in keys:
-            self.log_change(request, key, done)
-        self.message_user(request, text % len(keys), messages.SUCCESS)
-
-
-@admin.register(Grant)
-class GrantAdmin(ModelAdmin):
-    list_display = ("key", "amount", "reason", "valid_from", "valid_until", "revoked_at", "given_by")
-    list_select_related = ("key", "given_by")
-    list_per_page = PAGE
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    search_fields = ("key__label", "key__owner", "key__hint", "reason")
-    autocomplete_fields = ("key",)
-    ordering = ("-pk",)
-    actions = ("revoke",)
-    fields = ("key", "amount_usd", "reason", "valid_from", "valid_until", "revoked_at", "given_by", "created_at")
-
-    def get_form(self, request: HttpRequest, obj: Grant | None = None, change: bool = False, **kwargs: Any) -> Any:
-        if obj is None:
-            kwargs["form"] = NewGrantForm
-        return super().get_form(request, obj, change=change, **kwargs)
-
-    def get_fields(self, request: HttpRequest, obj: Grant | None = None) -> Any:
-        return ("api_key", *self.fields[:5]) if obj is None else self.fields
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Grant | None = None) -> Any:
-        return () if obj is None else [name for name in self.fields if name not in ("reason", "valid_until")]
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    @method_decorator(sensitive_post_parameters("api_key"))
-    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return super().changeform_view(request, *args, **kwargs)
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if not change:
-            if form.pasted:
-                obj.key = services.ensure_key(**form.pasted)
-            obj.given_by = request.user
-        super().save_model(request, obj, form, change)
-
-    @admin.display(description=_("amount (USD)"), ordering="amount_usd")
-    def amount(self, grant: Grant) -> str:
-        return plain_usd(grant.amount_usd)
-
-    @admin.action(description=_("Revoke: these grants count no more"), permissions=["change"])
-    def revoke(self, request: HttpRequest, grants: QuerySet[Grant]) -> None:
-        revoked = [grant for grant in grants if services.revoke_grant(grant)]
-        for grant in revoked:
-            self.log_change(request, grant, "revoked")
-        text = ngettext("%d grant revoked.", "%d grants revoked.", len(revoked))
-        self.message_user(request, text % len(revoked), messages.SUCCESS)
+    def _turn(self, request: HttpRequest, keys: QuerySet[ApiKey], switch: _Switch) -> Any:
+        if not confirm.is_confirmed(request):
+            return self._ask(request, keys, switch)
+        changed = [key for key in keys if switch.change(key)]
+        for key in changed:
+            self.log_change(request, key, audit.changed(key, **{switch.field: (not switch.is_on, switch.is_on)}))
+        self.message_user(request, switch.done % {"count": len(changed)}, messages.SUCCESS)
+        return None

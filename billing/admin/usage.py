@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.contrib.admin.views.main import SEARCH_VAR
+from django.db.models import BooleanField, Q, QuerySet
+from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
+from unfold.contrib.filters.admin import TextFilter
 from unfold.paginator import InfinitePaginator
 
-from billing.admin.base import PAGE, ReadOnlyAdmin, in_red_if
+from billing.admin.base import PAGE, ReadOnlyAdmin, alarming, in_red_if
+from billing.admin.record_list import RecordList
 from billing.events import OUTCOMES
 from billing.fields import plain_usd
-from billing.models import ApiKey, Pricing, UsageDay, UsageRecord
+from billing.models import ApiKey, PriceSource, Pricing, Quantities, UsageDay, UsageRecord
+
+_DAY = dt.timedelta(days=1)
+# Word for word the conditions of two indexes: by a parameter SQLite would not know them again.
+_TABLE = UsageRecord._meta.db_table
+_IS_UNPRICED = RawSQL(f"{_TABLE}.pricing = 'unpriced'", (), output_field=BooleanField())  # noqa: S611 - no data
+_IS_TROUBLE = RawSQL(f"NOT ({_TABLE}.outcome = 'completed')", (), output_field=BooleanField())  # noqa: S611 - no data
 
 
 class UncountedPaginator(InfinitePaginator):
@@ -36,11 +46,15 @@ class PeriodFilter(admin.SimpleListFilter):
         return [("0", _("today")), ("6", _("7 days")), ("29", _("30 days")), ("89", _("90 days"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = self.value()
-        if not value or not value.isdecimal() or len(value) > 4:
+        days = self.days_in(self.value())
+        if days is None:
             return queryset
-        first = timezone.now().date() - dt.timedelta(days=int(value))
-        return queryset.filter(**{f"{self.column}__gte": self.bound(first)})
+        return queryset.filter(**{f"{self.column}__gte": self.bound(timezone.now().date() - days)})
+
+    @staticmethod
+    def days_in(value: str | None) -> dt.timedelta | None:
+        """Return the days before today that a value names, None if it names none."""
+        return dt.timedelta(days=int(value)) if value and value.isdecimal() and len(value) <= 4 else None
 
     def bound(self, first: dt.date) -> Any:
         return first
@@ -50,24 +64,107 @@ class RecordPeriodFilter(PeriodFilter):
     column = "started_at"
 
     def bound(self, first: dt.date) -> Any:
-        return dt.datetime.combine(first, dt.time(), dt.UTC)
+        return _midnight(first)
+
+
+class DayFilter(TextFilter):
+    """One day, written as 2026-11-20."""
+
+    title = _("day (UTC)")
+    parameter_name = "day"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        day = _day(self.value())
+        return queryset if day is None else self.on(queryset, day)
+
+    def on(self, queryset: QuerySet[Any], day: dt.date) -> QuerySet[Any]:
+        return queryset.filter(day=day)
+
+
+class RecordDayFilter(DayFilter):
+    def on(self, queryset: QuerySet[Any], day: dt.date) -> QuerySet[Any]:
+        start = _midnight(day)
+        return queryset.filter(started_at__gte=start, started_at__lt=start + _DAY)
+
+
+class KeyFilter(TextFilter):
+    """A key by its label, hint or fingerprint; all whose label or hint holds the text."""
+
+    title = _("key")
+    parameter_name = "key"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = (self.value() or "").strip()
+        return queryset.filter(key__in=keys_like(value)) if value else queryset
+
+
+class ExactFilter(TextFilter):
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{str(self.parameter_name): self.value()}) if self.value() else queryset
+
+
+class ModelFilter(ExactFilter):
+    title = _("model")
+    parameter_name = "model"
+
+
+class EndpointFilter(ExactFilter):
+    title = _("endpoint")
+    parameter_name = "endpoint"
 
 
 class TroubleFilter(admin.SimpleListFilter):
-    """Records that somebody may have to look into: each choice has a small index of its own."""
+    """How requests ended; all but the good end have a small index of their own, as have those without a price."""
 
-    title = _("trouble")
+    title = _("outcome")
     parameter_name = "trouble"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        endings = [(outcome, outcome) for outcome in OUTCOMES if outcome != "completed"]
-        return [(Pricing.UNPRICED, Pricing.UNPRICED.label), *endings]
+        return [(Pricing.UNPRICED, Pricing.UNPRICED.label), *((outcome, outcome_name(outcome)) for outcome in OUTCOMES)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         if value == Pricing.UNPRICED:
-            return queryset.filter(pricing=value)
-        return queryset.filter(outcome=value) if value in OUTCOMES and value != "completed" else queryset
+            return queryset.filter(_IS_UNPRICED)
+        if value == "completed":
+            return queryset.filter(outcome=value)
+        return queryset.filter(_IS_TROUBLE, outcome=value) if value in OUTCOMES else queryset
+
+
+def outcome_name(outcome: str) -> Any:
+    """Return an outcome as operators read it."""
+    return {
+        "completed": _("completed"),
+        "client_closed": _("client left"),
+        "upstream_error": _("upstream failed"),
+        "timeout": _("timed out"),
+        "refused": _("refused"),
+    }.get(outcome, outcome)
+
+
+def tokens_in(row: Quantities) -> str:
+    """Return the tokens of a record or a day: input, cached input and output, each of all kinds."""
+    plain = row.input_tokens + row.cache_write_tokens + row.audio_input_tokens + row.image_input_tokens
+    cached = row.cached_input_tokens + row.cached_audio_input_tokens + row.cached_image_input_tokens
+    output = row.output_tokens + row.audio_output_tokens + row.image_output_tokens
+    return f"{plain:,} + {cached:,} → {output:,}"
+
+
+def keys_like(text: str) -> list[int]:
+    """Return some keys by label, hint or fingerprint; not in one statement with records, which would read them all."""
+    keys = ApiKey.objects.filter(Q(label__icontains=text) | Q(hint__icontains=text) | Q(fingerprint=text))
+    return list(keys.values_list("pk", flat=True)[:PAGE])
+
+
+def _day(text: str | None) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat((text or "").strip())
+    except ValueError:
+        return None
+
+
+def _midnight(day: dt.date) -> dt.datetime:
+    return dt.datetime.combine(day, dt.time(), dt.UTC)
 
 
 @admin.register(UsageRecord)
@@ -77,29 +174,58 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "key",
         "endpoint",
         "model",
-        "status",
-        "outcome",
-        "input_tokens",
-        "cached_input_tokens",
-        "output_tokens",
+        "ending",
+        "tokens",
         "cost",
-        "usage_source",
         "first_byte_ms",
         "own_ms",
     )
     list_select_related = ("key",)
-    list_filter = (RecordPeriodFilter, TroubleFilter)
-    list_per_page = PAGE
-    paginator = UncountedPaginator
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
+    list_filter = (RecordDayFilter, RecordPeriodFilter, KeyFilter, ModelFilter, EndpointFilter, TroubleFilter)
+    fields = (
+        "event_id",
+        "started_at",
+        "key",
+        "method",
+        "endpoint",
+        "model",
+        "service_tier",
+        "is_stream",
+        "is_batch",
+        "ending",
+        "upstream_request_id",
+        "input_tokens",
+        "cached_input_tokens",
+        "cache_write_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+        "audio_input_tokens",
+        "cached_audio_input_tokens",
+        "audio_output_tokens",
+        "image_input_tokens",
+        "cached_image_input_tokens",
+        "image_output_tokens",
+        "images",
+        "characters",
+        "audio_ms",
+        "tokens_from",
+        "cost",
+        "price_from",
+        "price_version",
+        "price_factor",
+        "first_byte_ms",
+        "duration_ms",
+        "own_ms",
+        "request_bytes",
+        "response_bytes",
+    )
     search_fields = ("pk",)
     search_help_text = _("A key's label, hint or fingerprint, or the id of an event.")
+    ordering = ("-started_at", "-pk")
     sortable_by = ()
 
-    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        """Return the order that an index has: ids sort by time too, but the smaller indexes hold the time itself."""
-        return ("-started_at",) if request.GET.get(TroubleFilter.parameter_name) else ("-pk",)
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
+        return RecordList
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[UsageRecord], search_term: str
@@ -107,18 +233,54 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        keys = ApiKey.objects.filter(Q(label__icontains=term) | Q(hint__icontains=term) | Q(fingerprint=term))
-        # The keys first: one statement over both would read every record.
-        found = list(keys.values_list("pk", flat=True)[:PAGE])
+        found = keys_like(term)
         if not found:
             return queryset.filter(pk=term), False
-        return queryset.filter(key__in=found).order_by("-started_at", "-pk"), False
+        return queryset.filter(key__in=found), False
+
+    def has_own_index(self, params: Mapping[str, Any]) -> bool:
+        """Return whether an index of the records has what the filters of a list let through, in the list's order."""
+        trouble = params.get(TroubleFilter.parameter_name)
+        return bool(
+            params.get(KeyFilter.parameter_name) or params.get(SEARCH_VAR) or (trouble and trouble != "completed")
+        )
+
+    def bounds_of(self, params: Mapping[str, Any]) -> tuple[dt.datetime, dt.datetime]:
+        """Return from when until when the filters of a list let records through."""
+        day = _day(params.get(DayFilter.parameter_name))
+        if day is not None:
+            return _midnight(day), _midnight(day) + _DAY - dt.timedelta(microseconds=1)
+        period = PeriodFilter.days_in(params.get(PeriodFilter.parameter_name))
+        first = _midnight(dt.date(2000, 1, 1)) if period is None else _midnight(timezone.now().date() - period)
+        return first, timezone.now() + _DAY
+
+    def get_export_rows(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return them by id where nothing else bounds them: to sort all of them by time takes a while."""
+        rows: QuerySet[Any] = super().get_export_rows(request)
+        return rows if request.GET else rows.order_by("-pk")
+
+    @admin.display(description=_("outcome"))
+    def ending(self, record: UsageRecord) -> Any:
+        if record.outcome == "completed":
+            return record.status if record.status < 400 else alarming(record.status)
+        return alarming(f"{outcome_name(record.outcome)} ({record.status or '–'})")
+
+    @admin.display(description=_("tokens (input + cached → output)"))
+    def tokens(self, record: UsageRecord) -> str:
+        """Return them all, with ≈ where they are an estimate."""
+        return ("≈ " if record.usage_source == "estimated" else "") + tokens_in(record)
+
+    @admin.display(description=_("usage from"))
+    def tokens_from(self, record: UsageRecord) -> Any:
+        return {"upstream": _("upstream"), "estimated": _("estimated")}.get(record.usage_source, _("none"))
+
+    @admin.display(description=_("price from"))
+    def price_from(self, record: UsageRecord) -> Any:
+        return dict(PriceSource.choices).get(record.price_source, "–")
 
     @admin.display(description=_("cost (USD)"))
     def cost(self, record: UsageRecord) -> Any:
-        if record.pricing == Pricing.UNPRICED:
-            return format_html('<strong style="color: #dc2626">{}</strong>', _("unpriced"))
-        return plain_usd(record.cost_usd)
+        return alarming(_("unpriced")) if record.cost_usd is None else plain_usd(record.cost_usd)
 
     @admin.display(description=_("own ms"))
     def own_ms(self, record: UsageRecord) -> str:
@@ -135,21 +297,20 @@ class UsageDayAdmin(ReadOnlyAdmin):
         "requests",
         "errors",
         "unpriced",
-        "input_tokens",
-        "cached_input_tokens",
-        "output_tokens",
+        "tokens",
         "cost",
         "average_first_byte_ms",
         "average_own_ms",
     )
     list_select_related = ("key",)
-    list_filter = (PeriodFilter,)
-    list_per_page = PAGE
+    list_filter = (DayFilter, PeriodFilter, KeyFilter, ModelFilter, EndpointFilter)
     paginator = UncountedPaginator
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
     ordering = ("-day", "-pk")
     sortable_by = ()
+
+    @admin.display(description=_("tokens (input + cached → output)"))
+    def tokens(self, day: UsageDay) -> str:
+        return tokens_in(day)
 
     @admin.display(description=_("cost (USD)"))
     def cost(self, day: UsageDay) -> str:

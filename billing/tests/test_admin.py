@@ -13,8 +13,10 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.utils.translation import override
 
 from billing import keys
+from billing.admin.audit import values_in
 from billing.models import ApiKey, Grant, ModelPrice, PriceSource, Purge, UsageDay, UsageRecord
 from billing.seeding import seed_usage
 from billing.services import block_key, give_grant, record_events
@@ -96,11 +98,18 @@ def test_a_keys_list_shows_its_balance(operator: Client, key: ApiKey) -> None:
 
 def test_keys_are_blocked_and_unblocked_from_their_list_and_it_is_logged(operator: Client, key: ApiKey) -> None:
     for action, is_blocked in (("block", True), ("unblock", False)):
-        given = {"action": action, "_selected_action": [key.pk]}
-        assert operator.post("/admin/billing/apikey/", given).status_code == 302
+        given: dict[str, Any] = {"action": action, "_selected_action": [key.pk]}
+        question = operator.post("/admin/billing/apikey/", given)
+        assert str(key) in question.content.decode()
+        key.refresh_from_db()
+        assert key.blocked is not is_blocked
+        assert operator.post("/admin/billing/apikey/", given | {"confirmed": "yes"}).status_code == 302
         key.refresh_from_db()
         assert key.blocked is is_blocked
-        assert LogEntry.objects.filter(object_id=key.pk, change_message=f"{action}ed").count() == 1
+        entry = LogEntry.objects.latest("pk")
+        assert (entry.object_id, entry.user.username) == (str(key.pk), "operator")
+        with override("en"):
+            assert values_in(entry) == [("blocked", "No", "Yes") if is_blocked else ("blocked", "Yes", "No")]
     assert operator.get("/admin/billing/apikey/?blocked__exact=0").status_code == 200
 
 
@@ -196,7 +205,11 @@ def test_a_grants_amount_cannot_be_changed_but_it_can_be_revoked(operator: Clien
     operator.post(url, {"amount_usd": "100", "reason": "b", "valid_until_0": "", "valid_until_1": ""})
     grant.refresh_from_db()
     assert (grant.amount_usd, grant.reason) == (1, "b")
-    operator.post("/admin/billing/grant/", {"action": "revoke", "_selected_action": [grant.pk]})
+    revoke = {"action": "revoke", "_selected_action": [grant.pk]}
+    operator.post("/admin/billing/grant/", revoke)
+    grant.refresh_from_db()
+    assert grant.revoked_at is None
+    operator.post("/admin/billing/grant/", revoke | {"confirmed": "yes"})
     grant.refresh_from_db()
     assert grant.revoked_at is not None
     assert operator.post(f"/admin/billing/grant/{grant.pk}/delete/", {"post": "yes"}).status_code == 403
@@ -218,3 +231,59 @@ def test_a_refreshed_price_is_not_for_changing(operator: Client) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_nobody_sees_the_ledger_without_logging_in(client: Client, model: str) -> None:
     assert client.get(f"/admin/billing/{model}/").status_code == 302
+
+
+# Limits
+
+
+def test_a_key_that_is_entered_is_registered_and_one_that_was_only_used_is_not(operator: Client, key: ApiKey) -> None:
+    assert not key.registered
+    operator.post(
+        "/admin/billing/apikey/add/",
+        {"api_key": "sk-entered-0123456789", "label": "entered", "price_factor": "1", "requests_per_minute": "5"},
+    )
+    entered = ApiKey.objects.get(label="entered")
+    assert (entered.registered, entered.requests_per_minute, entered.monthly_usd) == (True, 5, None)
+    assert entered.policy_changed_at is not None
+
+
+def test_keys_are_registered_from_their_list_and_it_is_logged(operator: Client, key: ApiKey) -> None:
+    for action, is_registered in (("register", True), ("unregister", False)):
+        given = {"action": action, "_selected_action": [key.pk], "index": "0"}
+        assert operator.post("/admin/billing/apikey/", given).status_code == 200  # asks first
+        key.refresh_from_db()
+        assert key.registered is not is_registered
+        operator.post("/admin/billing/apikey/", given | {"confirmed": "yes"})
+        key.refresh_from_db()
+        assert key.registered is is_registered
+    assert LogEntry.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"allowed_networks": "10.0.0.0/8\n192.0.2.1/24"}, "allowed_networks"),
+        ({"allowed_networks": "here"}, "allowed_networks"),
+        ({"allowed_models": "gpt-*-mini"}, "allowed_models"),
+        ({"requests_per_minute": "-1"}, "requests_per_minute"),
+        ({"monthly_usd": "much"}, "monthly_usd"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(operator: Client, key: ApiKey, given: dict[str, str], field: str) -> None:
+    page = operator.post(f"/admin/billing/apikey/{key.pk}/change/", form_of(**given))
+    assert field in page.context["adminform"].form.errors
+
+
+def test_limits_are_counted_together_or_not_at_all(operator: Client, key: ApiKey, settings: Any) -> None:
+    settings.WORKERS, settings.REDIS_URL = 2, ""
+    address = f"/admin/billing/apikey/{key.pk}/change/"
+    page = operator.post(address, form_of(concurrent_streams="3"))
+    assert "concurrent_streams" in page.context["adminform"].form.errors
+    assert operator.post(address, form_of(allowed_models="gpt-4o\no3*")).status_code == 302
+    key.refresh_from_db()
+    assert key.allowed_models.split() == ["gpt-4o", "o3*"]
+
+
+def form_of(**given: str) -> dict[str, str]:
+    management = {f"grants-{name}": "0" for name in ("TOTAL_FORMS", "INITIAL_FORMS", "MIN_NUM_FORMS", "MAX_NUM_FORMS")}
+    return {"label": "", "owner": "", "price_factor": "1", **management, **given}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from decimal import Decimal
 from io import StringIO
 from typing import Any
@@ -9,17 +8,14 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
-from pytest_django import Settings
 
 from billing import tasks
-from billing.events import Usage
-from billing.models import ApiKey, ModelPrice, PriceSource, UsageDay, UsageRecord
+from billing.models import ApiKey, ModelPrice, Purge, UsageDay, UsageRecord
 from billing.progress import ProgressLine
-from billing.services import rebuild_usage_days, record_events, refresh_prices, reprice
+from billing.services import rebuild_usage_days, record_events, reprice
 from billing.tests.samples import NOW, event
-from billing.tests.test_list_prices import price_server as price_server
-from billing.tests.test_list_prices import published
 from billing.tests.test_recording import day_rows
+from proxysite.celery import app
 
 pytestmark = pytest.mark.django_db
 UNTIL = "2026-11-20"
@@ -106,6 +102,16 @@ def test_the_purge_task_ends_retention() -> None:
     assert UsageRecord.objects.count() == 2
 
 
+def test_the_purge_task_comes_again_while_records_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("billing.retention._RECORDS_PER_CHUNK", 2)
+    monkeypatch.setattr("billing.tasks._SLICE_S", 0.0)
+    monkeypatch.setattr(app.conf, "task_always_eager", True)
+    record_events([event(at=timezone.now() - dt.timedelta(days=500)) for _ in range(5)])
+    assert tasks.purge_usage() == 2
+    assert not UsageRecord.objects.exists()
+    assert [(purge.deleted, purge.finished_at is not None) for purge in Purge.objects.all()] == [(5, True)]
+
+
 def test_a_progress_line_is_drawn_on_a_terminal_only() -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
@@ -120,42 +126,3 @@ def test_a_progress_line_is_drawn_on_a_terminal_only() -> None:
     assert pipe.getvalue() == ""
     assert " 25% 1" in terminal.getvalue()
     assert terminal.getvalue().endswith("100% 4\n")
-
-
-# List prices
-
-
-def test_prices_are_not_refreshed_unless_the_operator_wants_it(settings: Settings) -> None:
-    assert settings.REFRESH_LIST_PRICES is False
-    assert tasks.refresh_prices() == 0
-
-
-def test_a_refreshed_list_counts_from_its_day_on_and_after_what_operators_entered(
-    price_server: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = published(**{"gpt-4o": {"input_mtok": "2", "output_mtok": "9"}, "gpt-7": {"input_mtok": "3"}})
-    price_server.body = json.dumps(rows).encode()
-    ModelPrice.objects.create(model="gpt-7", valid_from=NOW - dt.timedelta(days=9), input=Decimal(50))
-    assert refresh_prices(now=NOW, url=price_server.url) > 1
-    assert refresh_prices(now=NOW + dt.timedelta(days=1), url=price_server.url) == 0
-    assert ModelPrice.objects.get(model="gpt-4o", source=PriceSource.REFRESHED).output == 9
-    # As any other process is: it knows the shipped list and the database.
-    monkeypatch.setattr("billing.list_prices._fetched", None)
-    usage = Usage(input_tokens=1_000_000)
-    days = (NOW - dt.timedelta(days=1), NOW)
-    record_events([event(model=model, at=at, usage=usage) for model in ("gpt-4o-2024-08-06", "gpt-7") for at in days])
-    found = UsageRecord.objects.order_by("model", "started_at").values_list("cost_usd", "price_source")
-    assert list(found) == [(Decimal("2.5"), "list"), (2, "refreshed"), (50, "own"), (50, "own")]
-
-
-def test_a_price_that_goes_back_to_the_shipped_one_is_written_down_too(price_server: Any) -> None:
-    for day, rate in enumerate(("2", "2.5")):
-        price_server.body = json.dumps(published(**{"gpt-4o": {"input_mtok": rate, "output_mtok": "10"}})).encode()
-        refresh_prices(now=NOW + dt.timedelta(days=day), url=price_server.url)
-    rows = ModelPrice.objects.filter(model="gpt-4o").order_by("valid_from")
-    assert [row.input for row in rows] == [Decimal(2), Decimal("2.5")]
-
-
-def test_a_list_that_cannot_be_fetched_changes_nothing() -> None:
-    assert refresh_prices(now=NOW, url="http://127.0.0.1:9/", timeout_s=1) == 0
-    assert not ModelPrice.objects.exists()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import genai_prices
@@ -15,7 +11,6 @@ import pytest
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import TieredPrices
 
-from billing import list_prices
 from billing.events import Usage
 from billing.list_prices import (
     CACHE_SIZE,
@@ -25,10 +20,8 @@ from billing.list_prices import (
     Catalogue,
     all_list_prices,
     list_price,
-    list_price_version,
-    refresh_list_prices,
 )
-from billing.pricing import MAX_MODEL_LENGTH, Price, cost_of
+from billing.pricing import MAX_MODEL_LENGTH, cost_of
 from billing.tests.price_examples import AT
 
 D = Decimal
@@ -192,7 +185,7 @@ def test_prices_agree_with_the_package_at_every_hour_and_around_every_date() -> 
 
 
 def test_made_up_names_are_remembered_up_to_a_limit() -> None:
-    catalogue = Catalogue(get_snapshot().providers, "test")
+    catalogue = Catalogue(get_snapshot().providers)
     for number in range(CACHE_SIZE + 50):
         catalogue.price(f"gpt-5-nano-{number}", AT)
     assert catalogue._find.cache_info().currsize == CACHE_SIZE
@@ -200,7 +193,7 @@ def test_made_up_names_are_remembered_up_to_a_limit() -> None:
 
 
 def test_a_known_name_is_looked_up_once() -> None:
-    catalogue = Catalogue(get_snapshot().providers, "test")
+    catalogue = Catalogue(get_snapshot().providers)
     for minute in range(10):
         catalogue.price("gpt-4o", AT + timedelta(minutes=minute))
     assert catalogue._find.cache_info().misses == 1
@@ -228,113 +221,3 @@ def test_the_list_holds_each_model_once_and_nothing_free_but_moderation() -> Non
 
 def test_the_list_now_is_the_default() -> None:
     assert {found.model for found in all_list_prices()} >= {"gpt-4o", "whisper-1", "omni-moderation-latest"}
-
-
-# --- refresh ---
-
-
-def _raw_prices(prices: object) -> dict[str, Any]:
-    return {
-        key: {"base": str(value.base), "tiers": [{"start": t.start, "price": str(t.price)} for t in value.tiers]}
-        if isinstance(value, TieredPrices)
-        else str(value)
-        for key, value in vars(prices).items()
-    }
-
-
-def published(**changes: dict[str, str]) -> list[dict[str, Any]]:
-    """Return OpenAI's rows as the updater receives them, some prices changed."""
-    openai = next(provider for provider in get_snapshot().providers if provider.id == "openai")
-    models = {
-        row.id: {"id": row.id, "match": {"equals": row.id.lower()}, "prices": _raw_prices(row.get_prices(AT))}
-        for row in openai.models
-    }
-    for model, prices in changes.items():
-        models.setdefault(model, {"id": model, "match": {"equals": model}})["prices"] = prices
-    provider = {
-        "id": "openai",
-        "name": "OpenAI",
-        "api_pattern": "https://api.openai.com",
-        "models": list(models.values()),
-    }
-    return [provider]
-
-
-@pytest.fixture
-def price_server() -> Iterator[Any]:
-    """A server of price lists: set `.body`, read `.url`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(server.body)  # type: ignore[attr-defined]
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    list_prices._fetched = None
-
-
-def test_refreshed_prices_are_used_and_what_changed_is_told(price_server: Any) -> None:
-    rows = published(**{"gpt-4o": {"input_mtok": "2", "output_mtok": "9"}, "gpt-7": {"input_mtok": "3"}})
-    price_server.body = json.dumps(rows).encode()
-    refresh = refresh_list_prices(url=price_server.url, now=AT)
-    assert (refresh.is_updated, refresh.problem) == (True, "")
-    assert refresh.version == list_price_version() == f"{PACKAGE_VERSION}, updated 2026-11-15 12:00 UTC"
-    changed = {found.model: found.price for found in refresh.changed}
-    assert changed["gpt-4o"].input == 2
-    assert changed["gpt-7"] == Price(input=D(3))
-    assert "whisper-1" not in changed
-    new, own = list_price("gpt-7", AT), list_price("omni-moderation-latest", AT)
-    assert new is not None
-    assert new.price.input == 3
-    assert own is not None
-
-
-@pytest.mark.parametrize(
-    ("body", "problem"),
-    [
-        (b"<html>blocked</html>", "JSONDecodeError"),
-        (b"{}", "ValueError"),
-        (b"[]", "models of OpenAI are left"),
-        (b'[{"id": "openai"}]', "ValidationError"),
-        (
-            json.dumps(published(**{"gpt-4o": {"input_mtok": "0.001", "output_mtok": "10"}})).encode(),
-            "openai/gpt-4o went",
-        ),
-        (json.dumps(published(**{"gpt-4o": {"input_mtok": "0", "output_mtok": "10"}})).encode(), "openai/gpt-4o went"),
-        (json.dumps(published(**{"gpt-4o": {"input_mtok": "-1", "output_mtok": "10"}})).encode(), "ValueError"),
-        (json.dumps(published(**{"gpt-4o": {"input_mtok": "NaN", "output_mtok": "10"}})).encode(), ""),
-    ],
-)
-def test_what_makes_no_sense_is_not_used(price_server: Any, body: bytes, problem: str) -> None:
-    price_server.body = body
-    refresh = refresh_list_prices(url=price_server.url, now=AT)
-    assert not refresh.is_updated
-    assert problem in refresh.problem
-    assert refresh.problem
-    assert refresh.version == list_price_version() == PACKAGE_VERSION
-    found = list_price("gpt-4o", AT)
-    assert found is not None
-    assert found.price.input == D("2.5")
-
-
-def test_no_network_leaves_the_prices_as_they_are() -> None:
-    refresh = refresh_list_prices(url="http://127.0.0.1:9/", timeout_s=1)
-    assert not refresh.is_updated
-    assert "ConnectError" in refresh.problem
-    assert list_price_version() == PACKAGE_VERSION
-
-
-def test_only_one_refresh_runs_at_a_time() -> None:
-    with list_prices._refreshing:
-        assert "under way" in refresh_list_prices(url="http://127.0.0.1:9/", timeout_s=1).problem

@@ -17,8 +17,8 @@ from pytest_django import Settings
 
 from billing import rows
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
-from billing.models import ApiKey, Grant, ModelPrice, Pricing, UsageDay, UsageRecord
-from billing.rollups import DayKey, add_to_days
+from billing.models import ApiKey, Grant, KeyDay, ModelPrice, Pricing, UsageDay, UsageHour, UsageRecord
+from billing.rollups import Group, add_to_rollups
 from billing.services import RecordResult, rebuild_usage_days, record_events
 from billing.tests.samples import NOW, event, key_fingerprint
 
@@ -29,15 +29,22 @@ SAMPLE_COST = Decimal("0.0004650")
 
 
 def day_rows() -> list[tuple[Any, ...]]:
-    names = [field.attname for field in UsageDay._meta.concrete_fields if field.attname != "id"]
-    return sorted(UsageDay.objects.values_list(*names), key=repr)
+    """Return all roll-ups: those by day, by key and by hour."""
+    found = []
+    for model in (UsageDay, KeyDay, UsageHour):
+        names = [field.attname for field in model._meta.concrete_fields if field.attname != "id"]
+        found += sorted(model._default_manager.values_list(*names), key=repr)
+    return found
 
 
 def test_an_event_becomes_a_record_with_its_price_and_a_day() -> None:
     one = event(
         upstream_request_id="req_1", service_tier="default", is_stream=True, usage=Usage(input_tokens=10, seconds=1.5)
     )
-    assert record_events([one]) == RecordResult(recorded=1, duplicates=0, rejected=0)
+    result = record_events([one])
+    assert result == RecordResult(recorded=1, duplicates=0, rejected=0)
+    assert (result.sums["input_tokens"], result.sums["audio_ms"], result.sums["unpriced_requests"]) == (10, 1500, 1)
+    assert record_events([one]).sums == {}
 
     record = UsageRecord.objects.get()
     assert record.key == ApiKey.objects.get(fingerprint=one.key_fingerprint)
@@ -51,6 +58,9 @@ def test_an_event_becomes_a_record_with_its_price_and_a_day() -> None:
     assert (day.key_id, day.day, day.model, day.endpoint) == (record.key_id, NOW.date(), one.model, one.endpoint)
     assert (day.requests, day.errors, day.input_tokens, day.audio_ms) == (1, 0, 10, 1500)
     assert (day.first_byte_ms_sum, day.proxy_us_sum) == (120, 250)
+    for total in (KeyDay.objects.get(key=record.key), UsageHour.objects.get(hour=NOW.hour, model=one.model)):
+        assert (total.day, total.requests, total.errors, total.tokens) == (NOW.date(), 1, 0, 10)
+        assert (total.cost_usd, total.first_byte_ms_sum, total.proxy_us_sum) == (0, 120, 250)
 
 
 def test_a_known_model_is_priced_by_the_list_and_says_which() -> None:
@@ -270,7 +280,7 @@ def test_rebuilt_days_equal_those_that_grew(events: list[UsageEvent], batch: int
         for start in range(0, len(given_twice), batch):
             record_events(given_twice[start : start + batch])
         grown = day_rows()
-        add_to_days({DayKey(None, NOW.date(), "wrong", "wrong"): [7] * 20})
+        add_to_rollups({Group(None, NOW.date(), 12, "wrong", "wrong"): [7] * 20})
         rebuild_usage_days(NOW.date(), NOW.date() + dt.timedelta(days=3))
         assert day_rows() == grown
         assert UsageRecord.objects.count() == len(events) == sum(UsageDay.objects.values_list("requests", flat=True))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import redis
@@ -177,6 +178,16 @@ def test_reprice_keeps_to_its_date_and_its_models() -> None:
     assert reprice(NOW + DAY, model="mine-1").changed == 1
     assert reprice(NOW + DAY, model="mine-*").changed == 1
     assert UsageRecord.objects.filter(pricing=Pricing.PRICED).count() == 2
+
+
+def test_reprice_does_not_look_at_days_before_there_was_anything(django_assert_max_num_queries: Any) -> None:
+    record_events([event(model="mine", at=timezone.now() - DAY)])
+    ModelPrice.objects.create(model="mine", valid_from=NOW - 999 * DAY, input=Decimal(10), output=Decimal(10))
+    with django_assert_max_num_queries(100):
+        assert reprice(dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).changed == 1
+    UsageDay.objects.update(cost_usd=0)
+    assert reprice(dt.datetime(1970, 1, 1, tzinfo=dt.UTC), model="none").changed == 0
+    assert UsageDay.objects.get().cost_usd == Decimal("0.017")
 
 
 def test_reprice_keeps_the_factor_of_the_record() -> None:

@@ -176,6 +176,14 @@ def test_usage_keeps_to_the_dates_both_inclusive(client: Client) -> None:
     assert len(old["data"]["rows"]) == 1
 
 
+def test_an_end_alone_means_as_many_days_up_to_it(client: Client) -> None:
+    today = timezone.now().date()
+    record_events([used(at=timezone.now() - DAY * age) for age in (99, 100, 189, 190)])
+    rows = body_of(client.get("/pro/usage", {"end": (today - 100 * DAY).isoformat()}, headers=BEARER))["data"]["rows"]
+    assert [row["date"] for row in rows] == [(today - DAY * age).isoformat() for age in (189, 100)]
+    assert body_of(client.get("/pro/usage", {"end": "0001-01-02"}, headers=BEARER))["data"]["rows"] == []
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -183,6 +191,10 @@ def test_usage_keeps_to_the_dates_both_inclusive(client: Client) -> None:
         {"end": "2026-13-01"},
         {"start": "2026-02-01", "end": "2026-01-01"},
         {"start": "2020-01-01"},
+        {"start": "20260101", "end": "20260102"},
+        {"start": "2026-W01-1", "end": "2026-01-02"},
+        {"start": "2026-1-1", "end": "2026-1-2"},
+        {"end": "9999-12-31"},
     ],
 )
 def test_dates_that_make_no_sense_are_a_400(client: Client, key: ApiKey, query: dict[str, str]) -> None:
@@ -215,6 +227,8 @@ async def test_usage_is_streamed_as_csv() -> None:
     assert [line[0] for line in lines[1:]] == sorted(line[0] for line in lines[1:])
     assert sum(Decimal(line[-1]) for line in lines[1:]) == Decimal("6.4")
     assert [line[1] for line in lines if "evil" in line[1]] == ['\'=HYPERLINK("evil")']
+    # To the last day that there is.
+    assert len(await csv_of("&start=9999-12-01&end=9999-12-31")) == 1
 
 
 # The apps' balance boxes
@@ -326,9 +340,11 @@ def test_a_browser_may_ask_from_any_origin(client: Client, key: ApiKey, route: s
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_only_get_is_answered(client: Client, key: ApiKey, route: str) -> None:
+def test_only_get_is_answered(key: ApiKey, route: str) -> None:
+    client = Client(enforce_csrf_checks=True)
     response = client.post(route, headers=BEARER)
     assert response.status_code == 405
+    assert "GET" in response.content.decode()
     assert response["Allow"] == "GET, HEAD, OPTIONS"
     assert client.head(route, headers=BEARER).status_code == 200
 
@@ -482,6 +498,22 @@ def test_the_running_proxy_answers_from_its_ledger_and_logs_no_key(own_proxy: Li
         guess = client.get(f"/pro/balance?apiKey={api_key}x")
         assert guess.status_code == 404
     assert api_key not in own_proxy.log
+
+
+def test_a_ledger_that_is_away_is_said_so_in_each_form() -> None:
+    with LiveProxy() as proxy:
+        proxy.stop()
+        proxy.environment["DATABASE_URL"] = "postgres://nobody:secret@127.0.0.1:9/none"
+        proxy.start()
+        pro = proxy.get("/pro/balance", headers=BEARER | {"Accept-Language": "en"})
+        box = proxy.get("/v1/dashboard/billing/usage", headers=BEARER)
+        log = proxy.log
+    assert (pro.status_code, pro.json()["code"], pro.json()["data"]) == (503, 503, None)
+    assert "ledger" in pro.json()["message"]
+    assert (box.status_code, box.json()["error"]["type"]) == (503, "server_error")
+    assert pro.headers["retry-after"] == box.headers["retry-after"] == "5"
+    assert API_KEY not in log
+    assert "secret" not in log
 
 
 def test_neighbours_of_the_dashboard_still_go_to_the_upstream(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
