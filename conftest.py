@@ -14,6 +14,8 @@ os.environ["VAR_DIR"] = tempfile.mkdtemp(prefix="proxysite-tests-")
 from gateway.tests.fake_upstream import FakeUpstream, echo
 from gateway.tests.live import LiveProxy
 
+pytest_plugins = ["proxysite.tests.browser"]
+
 
 @pytest.fixture(scope="session")
 def shared_upstream() -> Iterator[FakeUpstream]:

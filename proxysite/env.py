@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
+import ssl
 from decimal import Decimal, InvalidOperation
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+# By the names of the variables whose values stood in them.
+files_read: dict[str, Path] = {}
 
 
 def text(name: str, default: str = "") -> str:
@@ -26,10 +31,14 @@ def text(name: str, default: str = "") -> str:
     path = os.environ.get(f"{name}_FILE", "")
     if not path:
         return default
+    files_read[name] = Path(path)
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return files_read[name].read_text(encoding="utf-8").strip()
     except OSError as exc:
         raise ImproperlyConfigured(f"{name}_FILE: {path} cannot be read ({exc.strerror}).") from exc
+    except UnicodeDecodeError:
+        # Without its cause, which shows what stands in the file: perhaps a secret.
+        raise ImproperlyConfigured(f"{name}_FILE: {path} is no text in UTF-8.") from None
 
 
 def choice(name: str, default: str, *, choices: tuple[str, ...]) -> str:
@@ -74,7 +83,7 @@ def seconds(name: str, default: float) -> float:
 
 
 def amount(name: str, default: str) -> Decimal:
-    """Return an amount of money of 0 or more, exactly as written."""
+    """Return an amount of money of 0 or more, exactly as written: with 7 decimals at most, as the ledger keeps it."""
     value = text(name, default)
     try:
         number = Decimal(value)
@@ -82,11 +91,16 @@ def amount(name: str, default: str) -> Decimal:
         raise ImproperlyConfigured(f"{name}: {value!r} is not an amount.") from None
     if not number.is_finite() or not 0 <= number < 10**9:
         raise ImproperlyConfigured(f"{name}: {value} is not an amount between 0 and a billion.")
+    if number != round(number, 7):
+        raise ImproperlyConfigured(f"{name}: {value} has more than 7 decimals.")
     return number
 
 
-def url(name: str, default: str = "", *, schemes: tuple[str, ...]) -> str:
-    """Return an absolute URL without its closing slash, or "" where the default is empty."""
+def url(name: str, default: str = "", *, schemes: tuple[str, ...], is_base: bool = False) -> str:
+    """Return an absolute URL without its closing slash, or "" where the default is empty.
+
+    `is_base`: paths are put behind it, so it has neither query nor fragment, nor a user who would be left out.
+    """
     value = text(name, default).rstrip("/")
     if not value:
         return ""
@@ -98,6 +112,10 @@ def url(name: str, default: str = "", *, schemes: tuple[str, ...]) -> str:
     # The value itself is not shown: an address may hold a password.
     if parts.scheme not in schemes or not parts.hostname or not port_is_valid:
         raise ImproperlyConfigured(f"{name}: not an absolute URL with one of the schemes {', '.join(schemes)}.")
+    if not value.isprintable() or " " in value:
+        raise ImproperlyConfigured(f"{name}: a URL has no blanks.")
+    if is_base and ("?" in value or "#" in value or "@" in parts.netloc):
+        raise ImproperlyConfigured(f"{name}: a base URL has no user, no query and no fragment.")
     return value
 
 
@@ -105,6 +123,56 @@ def words(name: str, default: tuple[str, ...] = ()) -> list[str]:
     """Return a comma-separated list, blanks around its parts removed."""
     value = text(name)
     return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
+
+
+def secrets_in(name: str, value: str) -> list[str]:
+    """Return the secrets of a list, separated by commas or blanks; each is long enough to be one."""
+    found = value.replace(",", " ").split()
+    if not found or any(len(part) < 32 for part in found):
+        raise ImproperlyConfigured(f"{name}: each secret needs 32 characters or more.")
+    return found
+
+
+def networks(name: str) -> list[IPv4Network | IPv6Network]:
+    """Return a comma-separated list of networks in CIDR notation; a single address is a network of one."""
+    try:
+        return [ip_network(word) for word in words(name)]
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name}: {exc}.") from exc
+
+
+def host(name: str, default: str) -> str:
+    """Return an address to listen on, or a name that leads to one."""
+    value = text(name, default)
+    try:
+        socket.getaddrinfo(value, None)
+    except (OSError, UnicodeError) as exc:
+        raise ImproperlyConfigured(f"{name}: {value!r} is no address to listen on.") from exc
+    return value
+
+
+def proxies(name: str, default: tuple[str, ...]) -> list[str]:
+    """Return a comma-separated list of addresses and networks in CIDR notation; `*` is everybody."""
+    found = words(name, default)
+    try:
+        for word in found:
+            if word != "*":
+                ip_network(word)
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name}: {exc}.") from exc
+    return found
+
+
+def certificates(name: str) -> str:
+    """Return the path of a file with certificates, PEM, or ""."""
+    path = text(name)
+    try:
+        if path:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except OSError as exc:
+        # ssl.SSLError is one too, with a text of its own.
+        raise ImproperlyConfigured(f"{name}: {path} holds no certificates that can be read ({exc.strerror}).") from exc
+    return path
 
 
 def secret(name: str, path: Path) -> str:
@@ -129,7 +197,12 @@ def secret(name: str, path: Path) -> str:
             raise ImproperlyConfigured(f"{name}: {path} cannot be written ({exc.strerror}).") from exc
         finally:
             aside.unlink(missing_ok=True)
-    kept = path.read_text(encoding="ascii").strip()
+    try:
+        kept = path.read_text(encoding="ascii").strip()
+    except OSError as exc:
+        raise ImproperlyConfigured(f"{name}: {path} cannot be read ({exc.strerror}).") from exc
+    except UnicodeDecodeError:
+        kept = ""
     if len(kept) < 32:
         raise ImproperlyConfigured(f"{name}: {path} holds no usable secret; remove it to have one made.")
     return kept

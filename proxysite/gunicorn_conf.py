@@ -1,6 +1,15 @@
-"""gunicorn's settings: the production command is `gunicorn -c python:proxysite.gunicorn_conf`."""
+"""gunicorn's settings, for the master that `manage.py serve` becomes.
+
+`gunicorn -c python:proxysite.gunicorn_conf` serves too, but runs nothing by the clock.
+"""
+
+from typing import Any
 
 from proxysite import settings
+from proxysite.greeting import greet
+
+# To Python.
+MASTER_ARGUMENTS = ("-m", "proxysite.master", "-c", "python:proxysite.gunicorn_conf")
 
 wsgi_app = "proxysite.asgi:application"
 worker_class = "proxysite.server.GatewayWorker"
@@ -18,3 +27,8 @@ proc_name = "proxysite"
 accesslog = None
 errorlog = "-"
 loglevel = settings.LOG_LEVEL.lower()
+logconfig_dict = settings.LOGGING
+
+
+def when_ready(server: Any) -> None:
+    greet()

@@ -12,20 +12,24 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, ResponseCutError
+from gateway.headers import Roles
 
 if TYPE_CHECKING:
     from proxysite.http_protocol import HTTPProtocol
 
 logger = logging.getLogger("proxysite.server")
 
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
-}
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status.value, status.phrase.encode()) for status in http.HTTPStatus}
+_PLAIN, _LENGTH, _DATE, _CONNECTION, _CODING = range(5)
+_ROLES = {b"content-length": _LENGTH, b"date": _DATE, b"connection": _CONNECTION, b"transfer-encoding": _CODING}
 _DISCONNECT = {"type": "http.disconnect"}
 _BUFFERED_BODY_BYTES = 64 * 1024
 # Until a closing connection whose peer does not read is dropped, and until one is reset.
 _FLUSH_SECONDS = 30.0
 _RESET_SECONDS = 0.5
+
+
+_roles = Roles(lambda name: _ROLES.get(name.lower(), _PLAIN))
 
 
 class Exchange:
@@ -144,7 +148,9 @@ class Exchange:
             self._continue(message.get("body", b""), message.get("more_body", False))
         elif kind == "http.response.start" and not self.response_started:
             self._start(message)
-        elif kind == "http.response.trailers" and self._trailers_follow and not self.response_complete:
+        elif kind == "http.response.trailers" and self.response_complete:
+            return  # its framing has no place for them
+        elif kind == "http.response.trailers" and self._trailers_follow:
             lines = [b"%b: %b\r\n" % pair for pair in message.get("headers", ())]
             self._end(b"0\r\n" + b"".join(lines) + b"\r\n")
         else:
@@ -153,39 +159,37 @@ class Exchange:
     def _start(self, message: dict[str, Any]) -> None:
         self.response_started = True
         status = message["status"]
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
         self._has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
         has_date = has_close = False
-        for name, value in message.get("headers", ()):
-            lower = name.lower()
-            if lower == b"content-length":
-                self._bytes_left = int(value)
-            elif lower == b"date":
+        for pair in message.get("headers", ()):
+            role = _roles[pair[0]]
+            if role == _LENGTH:
+                self._bytes_left = int(pair[1])
+            elif role == _DATE:
                 has_date = True
-            elif lower == b"connection":
-                has_close = value.lower() == b"close"
-            elif lower == b"transfer-encoding":
+            elif role == _CONNECTION:
+                has_close = pair[1].lower() == b"close"
+            elif role == _CODING:
                 continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(b": ".join(pair))
         if not has_date:
-            lines += [b"%b: %b\r\n" % pair for pair in self.protocol.server_state.default_headers]
+            lines += map(b": ".join, self.protocol.server_state.default_headers)
         if self._has_body and self._bytes_left < 0:
             if self.scope["http_version"] == "1.1":
                 self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
             else:
                 self.keep_alive = False
         if has_close or (self.more_body and status >= 400) or self.protocol.draining:
             self.keep_alive = False
         if not self.keep_alive and not has_close:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         self._trailers_follow = self._chunked and message.get("trailers", False)
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a response header field holds a line break")
         # Held back until the first body part, which is often there at once: one packet then holds both.
-        self._head = head + b"\r\n"
-        self.protocol.loop.call_soon(self._flush_head)
+        self._head = _checked_head(lines)
+        if not message.get("body_follows"):
+            self.protocol.loop.call_soon(self._flush_head)
 
     def _flush_head(self) -> None:
         if self._head and not self.disconnected:
@@ -237,6 +241,9 @@ class Exchange:
                 self.protocol.refuse(GatewayError("Internal server error."))
         finally:
             self.protocol.exchange_ended(self)
+            # They lead back here: a cycle for the garbage collector, with every request.
+            self.task = self._on_disconnect = None
+            self.scope.pop("on_disconnect", None)
 
     def cut(self) -> None:
         """End the connection so that the client can tell the response from a whole one."""
@@ -258,3 +265,12 @@ def _reset(transport: asyncio.Transport) -> None:
             linger = struct.pack("ii", 1, 0)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     transport.abort()
+
+
+def _checked_head(lines: list[bytes]) -> bytes:
+    lines += (b"", b"")
+    head = b"\r\n".join(lines)
+    line_ends = len(lines) - 1
+    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
+        raise RuntimeError("a response header field holds a line break")
+    return head

@@ -25,6 +25,10 @@ logger = logging.getLogger("proxysite.server")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
 _LONGEST_METHOD = 64
+# A field of a few bytes costs twenty times as much in memory; browsers and SDKs send some twenty.
+_MOST_FIELDS = 256
+# Requests behind one that is not answered yet: who sends more at once gets none of them answered.
+_MOST_WAITING = 16
 _STAND_IN_METHOD = b"POST"
 _LINGER_SECONDS = 30.0
 _DRAIN_SECONDS = 1.0
@@ -43,8 +47,10 @@ class HTTPProtocol(HttpToolsProtocol):
         self._deadline = math.inf
         self._is_idle = True
         self._in_head = False
+        # Since the connection was idle, or since the last byte of a body: of a head, or of trailers.
         self._head_bytes = 0
         self._refused = False
+        self._running: Exchange | None = None
         self._method: bytes | None = None
         self._method_bytes = b""
         self._unknown_method_begun = False
@@ -63,8 +69,9 @@ class HTTPProtocol(HttpToolsProtocol):
         for waiting, _ in self.pipeline:
             waiting.disconnected = True
         self.pipeline.clear()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnect()
+        for exchange in (self._running, self.cycle):
+            if exchange is not None and not exchange.response_complete:
+                exchange.disconnect()
         self.flow.resume_writing()
         self.transport.close()
         self.parser = None  # type: ignore[assignment]
@@ -98,7 +105,13 @@ class HTTPProtocol(HttpToolsProtocol):
             elif not self._unknown_method_begun:
                 # So far only part of a method: kept, in case it is one that llhttp does not know.
                 self._method_bytes = (self._method_bytes + data)[: _LONGEST_METHOD + 8]
-            self._check_head_bytes(self._head_bytes)
+            self._check_head(self._head_bytes)
+        elif self._head_bytes > settings.MAX_HEADER_BYTES and not self._refused and self._has_more_body():
+            # No byte of it for so long: a chunk's extension, or a trailer, of which httptools keeps all.
+            self._check_head(self._head_bytes)
+
+    def _has_more_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
 
     def _feed(self, data: bytes) -> None:
         between_messages = self.cycle is None or not self.cycle.more_body
@@ -167,10 +180,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
-        exchange = self.cycle
+        exchange = self._running
         if exchange is not None and not exchange.response_complete:
             exchange.disconnect()
-            if exchange.response_started:
+            # Nor can an answer overtake that to an earlier request.
+            if exchange.response_started or exchange is not self.cycle:
                 self.transport.abort()
                 return
         body = error_body(error)
@@ -185,6 +199,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """Close once the client has read the answer: closing on unread bytes would reset the connection."""
         self._refused = True
+        self.headers = []
+        self.scope = {}  # type: ignore[typeddict-item]
         with contextlib.suppress(OSError, RuntimeError):  # the client may have left already
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -192,12 +208,15 @@ class HTTPProtocol(HttpToolsProtocol):
 
     # A request's head
 
-    def _check_head_bytes(self, head_bytes: int) -> bool:
-        """Refuse a head that is too large; return whether it was."""
-        too_large = head_bytes > settings.MAX_HEADER_BYTES
-        if too_large:
+    def _check_head(self, head_bytes: int) -> bool:
+        """Refuse a head, or trailers, that are too large; return whether they were."""
+        if head_bytes > settings.MAX_HEADER_BYTES:
             self.refuse(HeadersTooLargeError(f"The request's header fields exceed {settings.MAX_HEADER_BYTES} bytes."))
-        return too_large
+        elif len(self.headers) > _MOST_FIELDS:
+            self.refuse(HeadersTooLargeError(f"The request has more than {_MOST_FIELDS} header fields."))
+        else:
+            return False
+        return True
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -222,6 +241,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if not self._in_head:
             return  # a trailer, which nothing behind this server could be told of
         name = name.lower()
+        value = value.rstrip(b" \t")  # RFC 9110 §5.5: no part of it, and llhttp keeps it
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -233,10 +253,10 @@ class HTTPProtocol(HttpToolsProtocol):
         self._method = None
         if self._refused:
             return
-        if fed_bytes > settings.MAX_HEADER_BYTES:
+        if fed_bytes > settings.MAX_HEADER_BYTES or len(self.headers) > _MOST_FIELDS:
             # What was fed may hold more than the head.
             head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if self._check_head_bytes(head_bytes):
+            if self._check_head(head_bytes):
                 return
         if method == b"CONNECT":
             self.refuse(BadRequestError("This is no tunnel to other hosts."))
@@ -294,11 +314,15 @@ class HTTPProtocol(HttpToolsProtocol):
         self.cycle = exchange
         if previous is None or previous.response_complete:
             self._run(exchange)
-        else:
-            self.flow.pause_reading()
+        elif len(self.pipeline) < _MOST_WAITING:
+            # Read on all the same: else nobody would see the client leave.
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        else:
+            self._refused = True
+            self.transport.abort()
 
     def _run(self, exchange: Exchange) -> None:
+        self._running = exchange
         exchange.task = self.loop.create_task(exchange.run(self.app))
         self.tasks.add(exchange.task)
 
@@ -308,6 +332,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self.tasks.discard(exchange.task)
 
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         exchange = self.cycle
         if exchange is not None and not exchange.response_complete and not self._refused:
             exchange.feed_body(body)

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import IO, TypeVar
 
@@ -22,7 +23,7 @@ import msgspec
 from django.conf import settings
 from django.db import connection
 
-from billing import selectors, services
+from billing import services
 from billing.events import UsageEvent
 
 logger = logging.getLogger("proxysite.ledger")
@@ -36,12 +37,13 @@ _events_in = msgspec.msgpack.Decoder(list[UsageEvent]).decode
 
 
 class Reply(msgspec.Struct):
-    """What the process says of one batch; `failure` is "" or the name of what went wrong."""
+    """What the process says of one batch, see `RecordResult`; `failure` is "" or the name of what went wrong."""
 
     recorded: int = 0
     duplicates: int = 0
     rejected: int = 0
     failure: str = ""
+    sums: dict[str, int] = {}
 
 
 _reply_in = msgspec.msgpack.Decoder(Reply).decode
@@ -52,9 +54,13 @@ class LedgerError(Exception):
 
 
 class LedgerProcess:
-    """Records batches of events in a child process, which is started anew if it ends."""
+    """Records batches of events in a child process, which is started anew if it ends.
+
+    `sums` grow with what has been recorded so: see `RecordResult`.
+    """
 
     def __init__(self) -> None:
+        self.sums: Counter[str] = Counter()
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -77,6 +83,7 @@ class LedgerProcess:
                 raise LedgerError("the ledger's process ended") from exc
         if reply.failure:
             raise LedgerError(reply.failure)
+        self.sums.update(reply.sums)
         return reply
 
     def close(self) -> None:
@@ -141,20 +148,15 @@ def _replied(events: list[UsageEvent]) -> Reply:
     except Exception as exc:  # the edge of the process: whatever it is, the journal keeps the events and tries again
         logger.warning("usage events were not recorded: %s: %s", type(exc).__name__, exc)
         return Reply(failure=type(exc).__name__)
-    return Reply(result.recorded, result.duplicates, result.rejected)
+    return Reply(result.recorded, result.duplicates, result.rejected, sums=dict(result.sums))
 
 
 def record(events: Sequence[UsageEvent]) -> services.RecordResult:
     """Record a batch of usage events in this process; raises while the database is away."""
-    return _connected(lambda: services.record_events(events))
+    return connected(lambda: services.record_events(events))
 
 
-def blocked_fingerprints() -> frozenset[str]:
-    """Return the fingerprints of all blocked keys; raises while the database is away."""
-    return _connected(selectors.blocked_fingerprints)
-
-
-def _connected(work: Callable[[], Result]) -> Result:
+def connected(work: Callable[[], Result]) -> Result:
     """Do some work on this thread's connection, which stays open for the next time unless the work failed.
 
     Django closes connections after each request; to open SQLite's anew for every batch, and to write its log back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
@@ -53,7 +54,7 @@ class GatewayWorker(UvicornWorker):
         gc.set_threshold(20_000, 20, 20)
         # uvicorn reports to the master only while it accepts connections; the master kills the silent,
         # streams that may still finish included.
-        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(_sweep(server))]
+        tasks = [asyncio.create_task(self._beat(server)), asyncio.create_task(_sweep(server))]
         try:
             await server.serve(sockets=self.sockets)
         finally:
@@ -62,9 +63,12 @@ class GatewayWorker(UvicornWorker):
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
-    async def _beat(self) -> None:
+    async def _beat(self, server: Server) -> None:
         while True:
             self.notify()
+            if os.getppid() != self.ppid and not server.should_exit:
+                # Without a master nobody would ever end this process, which holds the port.
+                server.handle_exit(signal.SIGTERM, None)
             await asyncio.sleep(1)
 
 

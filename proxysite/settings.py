@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 
-from proxysite import env
+from proxysite import env, logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
 
 # Where it runs
 DEBUG = env.flag("DEBUG", False)
-HOST = env.text("HOST", "127.0.0.1")
+HOST = env.host("HOST", "127.0.0.1")
 PORT = env.whole("PORT", 8000, least=1, most=65535)
 WORKERS = env.whole("WORKERS", 1, least=1, most=256)
 VAR_DIR = Path(env.text("VAR_DIR", str(BASE_DIR / "var"))).absolute()
-PUBLIC_URL = env.url("PUBLIC_URL", schemes=("http", "https"))
-TRUSTED_PROXIES = env.words("TRUSTED_PROXIES", ("127.0.0.1", "::1"))
+PUBLIC_URL = env.url("PUBLIC_URL", schemes=("http", "https"), is_base=True)
+TRUSTED_PROXIES = env.proxies("TRUSTED_PROXIES", ("127.0.0.1", "::1"))
+
+# What is seen of it
 LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+LOG_FORMAT = env.choice("LOG_FORMAT", "line", choices=("line", "json"))
+ACCESS_LOG = env.flag("ACCESS_LOG", False)
+METRICS_TOKEN = env.text("METRICS_TOKEN")
+METRICS_NETWORKS = env.networks("METRICS_NETWORKS")
+METRICS_DIR = VAR_DIR / "metrics"
 
 try:
     VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,9 +42,10 @@ SECRET_KEY = env.secret("SECRET_KEY", VAR_DIR / "secret_key")
 KEY_PEPPER = env.secret("KEY_PEPPER", VAR_DIR / "key_pepper")
 
 # The upstream
-UPSTREAM_URL = env.url("UPSTREAM_URL", "https://api.openai.com", schemes=("http", "https")).removesuffix("/v1")
+UPSTREAM_URL = env.url("UPSTREAM_URL", "https://api.openai.com", schemes=("http", "https"), is_base=True)
+UPSTREAM_URL = UPSTREAM_URL.removesuffix("/v1")
 UPSTREAM_PROXY = env.url("UPSTREAM_PROXY", schemes=("http", "socks5", "socks5h"))
-UPSTREAM_CA_FILE = env.text("UPSTREAM_CA_FILE")
+UPSTREAM_CA_FILE = env.certificates("UPSTREAM_CA_FILE")
 UPSTREAM_TRANSPORT = env.choice("UPSTREAM_TRANSPORT", "own", choices=("own", "httpx"))
 CONNECT_TIMEOUT_SECONDS = env.seconds("CONNECT_TIMEOUT_SECONDS", 10)
 FIRST_BYTE_TIMEOUT_SECONDS = env.seconds("FIRST_BYTE_TIMEOUT_SECONDS", 600)
@@ -57,6 +68,23 @@ HEADER_TIMEOUT_SECONDS = env.seconds("HEADER_TIMEOUT_SECONDS", 15)
 KEEPALIVE_SECONDS = env.seconds("KEEPALIVE_SECONDS", 75)
 GRACEFUL_TIMEOUT_SECONDS = env.whole("GRACEFUL_TIMEOUT_SECONDS", 30, least=1)
 
+# Who may do how much. 0, or nothing, is no limit; keys may have limits of their own in the admin.
+GATEWAY_MODE = env.choice("GATEWAY_MODE", "open", choices=("open", "known"))
+KEY_REQUESTS_PER_MINUTE = env.whole("KEY_REQUESTS_PER_MINUTE", 0, most=1_000_000)
+KEY_TOKENS_PER_MINUTE = env.whole("KEY_TOKENS_PER_MINUTE", 0, most=10**10)
+KEY_CONCURRENT_STREAMS = env.whole("KEY_CONCURRENT_STREAMS", 0, most=1_000_000)
+KEY_MONTHLY_USD = env.amount("KEY_MONTHLY_USD", "0")
+ADDRESS_REQUESTS_PER_MINUTE = env.whole("ADDRESS_REQUESTS_PER_MINUTE", 0, most=1_000_000)
+ADDRESS_TOKENS_PER_MINUTE = env.whole("ADDRESS_TOKENS_PER_MINUTE", 0, most=10**10)
+ADDRESS_CONCURRENT_STREAMS = env.whole("ADDRESS_CONCURRENT_STREAMS", 0, most=1_000_000)
+ADDRESS_MONTHLY_USD = env.amount("ADDRESS_MONTHLY_USD", "0")
+ALLOWED_MODELS = [name for name in env.words("ALLOWED_MODELS") if name != "*"]
+ALLOWED_NETWORKS = env.networks("ALLOWED_NETWORKS")
+ON_LIMITS_UNAVAILABLE = env.choice("ON_LIMITS_UNAVAILABLE", "allow", choices=("allow", "refuse"))
+CUT_AT_SPEND_LIMIT = env.flag("CUT_AT_SPEND_LIMIT", True)
+RESERVE_OUTPUT_TOKENS = env.whole("RESERVE_OUTPUT_TOKENS", 16_384, least=1, most=10_000_000)
+RESERVE_REFERENCE_TOKENS = env.whole("RESERVE_REFERENCE_TOKENS", 50_000, most=10_000_000)
+
 # The sandbox
 SANDBOX_ENABLED = env.flag("SANDBOX_ENABLED", DEBUG)
 SANDBOX_KEY = env.text("SANDBOX_KEY", "sk-sandbox")
@@ -70,27 +98,43 @@ REDIS_KEY_PREFIX = env.text("REDIS_KEY_PREFIX", "proxysite")
 REDIS_URL = env.url("REDIS_URL", schemes=("redis", "rediss", "unix"))
 
 
-def _database() -> dict[str, object]:
+def _sqlite(path: Path | str) -> dict[str, Any]:
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": path,
+        "OPTIONS": {
+            "timeout": 20,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        },
+        # A file, as in production: one in memory locks by other rules.
+        "TEST": {"NAME": VAR_DIR / "test-db.sqlite3"},
+    }
+
+
+def _database() -> dict[str, Any]:
     if not DATABASE_URL:
-        return {
-            "ENGINE": "django.db.backends.sqlite3",
-            "NAME": VAR_DIR / "db.sqlite3",
-            "OPTIONS": {
-                "timeout": 20,
-                "transaction_mode": "IMMEDIATE",
-                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
-            },
-            # A file, as in production: one in memory locks by other rules.
-            "TEST": {"NAME": VAR_DIR / "test-db.sqlite3"},
-        }
+        return _sqlite(VAR_DIR / "db.sqlite3")
+    scheme = DATABASE_URL.partition(":")[0]
+    if scheme not in ("postgres", "postgresql", "psql", "pgsql", "sqlite"):
+        raise ImproperlyConfigured("DATABASE_URL: neither PostgreSQL (postgres://…) nor SQLite (sqlite:////path).")
     try:
-        config: dict[str, object] = environ.Env.db_url_config(DATABASE_URL)
+        config: dict[str, Any] = environ.Env.db_url_config(DATABASE_URL)
     except ValueError:
         # Without the value: it holds a password.
         raise ImproperlyConfigured("DATABASE_URL: not a database address (is the password percent-encoded?).") from None
-    if config.get("ENGINE") == "django.db.backends.postgresql":
-        # Without a pool each concurrent query of the event loop would open a connection of its own.
-        config["OPTIONS"] = {"pool": {"min_size": 0, "max_size": 8, "timeout": 10}}
+    name = str(config.get("NAME") or "")
+    if name in ("", ":memory:"):
+        raise ImproperlyConfigured("DATABASE_URL: it names no database that several processes can share.")
+    if scheme == "sqlite":
+        return _sqlite(name)
+    # Without a pool each concurrent query of the event loop would open a connection of its own. A server that is away
+    # is asked again by whoever needs it next: psycopg's own attempts come more and more seldom for 5 minutes, also
+    # once it is back.
+    pool = {"min_size": 0, "max_size": 8, "timeout": 3, "reconnect_timeout": 2}
+    config["OPTIONS"] = config.get("OPTIONS", {}) | {"pool": pool}
+    # Nobody is given a connection that a restart of the server has broken.
+    config["CONN_HEALTH_CHECKS"] = True
     return config
 
 
@@ -115,33 +159,103 @@ USAGE_RETENTION_DAYS = env.whole("USAGE_RETENTION_DAYS", 400, least=max(90, USAG
 BALANCE_SOURCE = env.choice("BALANCE_SOURCE", "ledger", choices=("ledger", "upstream"))
 BALANCE_RATE_PER_MINUTE = env.whole("BALANCE_RATE_PER_MINUTE", 60, least=1)
 REFRESH_LIST_PRICES = env.flag("REFRESH_LIST_PRICES", False)
+LIST_PRICES_URL = env.url("LIST_PRICES_URL", schemes=("http", "https"))
+
+# Conversations
+SESSIONS_MODEL = env.text("SESSIONS_MODEL", "gpt-3.5-turbo")
+SESSION_TTL_SECONDS = env.seconds("SESSION_TTL_SECONDS", 1800)
+SESSION_CONTENT_MAX_CHARS = env.whole("SESSION_CONTENT_MAX_CHARS", 1000, least=1, most=1_000_000)
+SESSION_CONTEXT_TOKENS = env.whole("SESSION_CONTEXT_TOKENS", 3000)
+SESSION_CONTEXT_MESSAGES = env.whole("SESSION_CONTEXT_MESSAGES", 40, most=10_000)
+SESSION_SYSTEM_PROMPT = env.text("SESSION_SYSTEM_PROMPT")
+SESSION_WAIT_SECONDS = env.seconds("SESSION_WAIT_SECONDS", 10)
+SESSION_LEASE_SECONDS = env.seconds("SESSION_LEASE_SECONDS", 30)
+SESSION_SEALED = env.flag("SESSION_SEALED", False)
+SESSION_KEYS = env.secrets_in("SESSION_KEYS", env.secret("SESSION_KEYS", VAR_DIR / "session_keys"))
+SESSION_MAX_MESSAGES = env.whole("SESSION_MAX_MESSAGES", 1000, least=2, most=10_000)
+SESSION_KEY_MAX_SESSIONS = env.whole("SESSION_KEY_MAX_SESSIONS", 1000, least=1)
+SESSION_KEY_MAX_MESSAGES = env.whole("SESSION_KEY_MAX_MESSAGES", 20_000, least=2)
+SESSION_KEY_MAX_BYTES = env.whole("SESSION_KEY_MAX_BYTES", 64 * MIB, least=1024)
+SESSION_ALL_MAX_SESSIONS = env.whole("SESSION_ALL_MAX_SESSIONS", 500_000, least=1)
+SESSION_ALL_MAX_MESSAGES = env.whole("SESSION_ALL_MAX_MESSAGES", 10_000_000, least=2)
+SESSION_ALL_MAX_BYTES = env.whole("SESSION_ALL_MAX_BYTES", 4096 * MIB, least=1024)
+
+# Periodic work. Without a broker server its messages are files, and the master of `manage.py serve` runs it.
+_EMBEDDED_BROKER = "filesystem://localhost"
+CELERY_BROKER_URL = env.url("CELERY_BROKER_URL", schemes=("redis", "rediss", "amqp", "amqps")) or _EMBEDDED_BROKER
+CELERY_EMBEDDED = env.flag("CELERY_EMBEDDED", CELERY_BROKER_URL == _EMBEDDED_BROKER)
+HEARTBEAT_SECONDS = env.whole("HEARTBEAT_SECONDS", 60, least=1)
+SESSION_PURGE_SECONDS = env.whole("SESSION_PURGE_SECONDS", 60, least=1)
+CELERY_DIR = VAR_DIR / "celery"
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, str] = {}
+if CELERY_BROKER_URL == _EMBEDDED_BROKER:
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        "data_folder_in": str(CELERY_DIR / "messages"),
+        "data_folder_out": str(CELERY_DIR / "messages"),
+        "control_folder": str(CELERY_DIR / "control"),
+    }
+elif CELERY_BROKER_URL.startswith("redis"):
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": f"{REDIS_KEY_PREFIX}:celery:"}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# Between processes on files, control messages and events would pile up with every start.
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = CELERY_BROKER_URL != _EMBEDDED_BROKER
+CELERY_TASK_DEFAULT_QUEUE = REDIS_KEY_PREFIX
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_RESULT_EXPIRES = None
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
+CELERY_TASK_SOFT_TIME_LIMIT = 840
+CELERY_TASK_TIME_LIMIT = 900
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+CELERY_BEAT_SCHEDULER = "proxysite.scheduler:Scheduler"
+CELERY_BEAT_SYNC_EVERY = 1
+CELERY_TIMEZONE = "UTC"
+
+# Bodies stay in memory, up to what the front door lets in: a conversation that is imported shall touch no disk.
+FILE_UPLOAD_MAX_MEMORY_SIZE = 8 * MIB
 
 # Django
 ROOT_URLCONF = "proxysite.urls"
 ASGI_APPLICATION = "proxysite.asgi.application"
 INSTALLED_APPS = [
-    "unfold",
-    "django.contrib.admin",
+    "unfold.apps.BasicAppConfig",
+    "unfold.contrib.filters",
+    "proxysite.admin_app.OperatorAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
-    "rest_framework",
+    "proxysite.admin_app.LoginsConfig",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
     "proxysite",
     "gateway",
     "billing",
+    "sessions_api",
+    # Behind ours, whose translations go before its own.
+    "rest_framework",
+    "django_celery_beat",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "proxysite.security.PermissionsPolicyMiddleware",
+    "proxysite.csp.PolicyMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_otp.middleware.OTPMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 TEMPLATES = [
     {
@@ -163,9 +277,12 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
 
+LOGIN_REDIRECT_URL = "admin:index"
+
 LANGUAGE_CODE = "zh-hans"
 LANGUAGES = [("zh-hans", "简体中文"), ("en", "English")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
+FORMAT_MODULE_PATH = ["proxysite.formats"]
 USE_I18N = True
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -180,34 +297,105 @@ ALLOWED_HOSTS = env.words("ALLOWED_HOSTS") or (
     [str(urlsplit(PUBLIC_URL).hostname), "localhost", "127.0.0.1", "[::1]"] if PUBLIC_URL else ["*"]
 )
 _IS_PUBLIC_HTTPS = PUBLIC_URL.startswith("https://")
+CSRF_FAILURE_VIEW = "proxysite.pages.forbidden"
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _IS_PUBLIC_HTTPS
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_AGE = 12 * 3600
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if _IS_PUBLIC_HTTPS else 0
 X_FRAME_OPTIONS = "DENY"
+# Public pages: nothing inline, nothing from elsewhere, no form that goes anywhere.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'none'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'"],
+        "connect-src": ["'self'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["'none'"],
+    }
+}
+# Where that cannot be: whole policies, by the beginning of the path.
+CONTENT_SECURITY_POLICY_BELOW = {
+    # unfold's Alpine evaluates expressions and its templates carry styles.
+    "/admin/": {
+        **CONTENT_SECURITY_POLICY["DIRECTIVES"],
+        "script-src": ["'self'", "'unsafe-eval'"],
+        "style-src": ["'self'", "'unsafe-inline'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'"],
+        "form-action": ["'self'"],
+    },
+    # Swagger UI: its style sheet holds pictures.
+    "/docs/api/": {**CONTENT_SECURITY_POLICY["DIRECTIVES"], "img-src": ["'self'", "data:"]},
+}
 
-UNFOLD = {"SITE_TITLE": "proxysite", "SITE_HEADER": "proxysite"}
+# Logging in. After LOGIN_FAILURE_LIMIT failures of a name from an address, both together wait.
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_FAILURE_LIMIT = env.whole("LOGIN_FAILURE_LIMIT", 5, least=1, most=1000)
+AXES_COOLOFF_TIME = dt.timedelta(seconds=env.seconds("LOGIN_LOCK_SECONDS", 900))
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_CLIENT_IP_CALLABLE = "proxysite.logins.client_address"
+AXES_LOCKOUT_CALLABLE = "proxysite.logins.locked_out"
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_ENABLE_ACCESS_FAILURE_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_SENSITIVE_PARAMETERS = ["username", "ip_address", "second_factor"]
+AXES_VERBOSE = False
+OTP_TOTP_ISSUER = str(urlsplit(PUBLIC_URL).hostname) if PUBLIC_URL else "proxysite"
+
+UNFOLD = {
+    "SITE_TITLE": "proxysite",
+    "SITE_HEADER": "proxysite",
+    "SITE_SYMBOL": "swap_horiz",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("operator/icon.svg")}],
+    "STYLES": [lambda request: static("operator/admin.css")],
+    "SHOW_LANGUAGES": True,
+    "SHOW_VIEW_ON_SITE": False,
+    "ACCOUNT": {"navigation": "proxysite.navigation.account_links"},
+    "SIDEBAR": {"show_search": True, "navigation": "proxysite.navigation.sidebar"},
+    "COLORS": {
+        "primary": {
+            "50": "oklch(98.4% .014 180.7)",
+            "100": "oklch(95.3% .051 180.8)",
+            "200": "oklch(91% .096 180.4)",
+            "300": "oklch(85.5% .138 181.1)",
+            "400": "oklch(77.7% .152 181.9)",
+            "500": "oklch(70.4% .14 182.5)",
+            "600": "oklch(51.1% .096 186.4)",
+            "700": "oklch(43.7% .078 188.2)",
+            "800": "oklch(38.6% .063 188.4)",
+            "900": "oklch(27.7% .046 192.5)",
+            "950": "oklch(22% .035 195)",
+        }
+    },
+}
 
 REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_AUTHENTICATION_CLASSES": [],
     "DEFAULT_PERMISSION_CLASSES": [],
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "LIST_SERIALIZER_ERRORS_AS_DICT": True,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "proxysite",
+    "VERSION": "1.0.0",
+    "OAS_VERSION": "3.1.0",
+    "CAMELIZE_NAMES": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    # Docstrings are for whoever reads the code.
+    "DISABLE_DOCSTRING_DESCRIPTIONS": True,
+    "APPEND_COMPONENTS": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+    "SECURITY": [{"bearer": []}],
+    "POSTPROCESSING_HOOKS": ["sessions_api.described.add_described_routes"],
 }
 
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
-    "loggers": {
-        # Both would write full query strings, in which callers of /pro put keys.
-        "django.request": {"level": "ERROR"},
-        "django.server": {"level": "ERROR"},
-        "httpx2": {"level": "WARNING"},
-        "websockets": {"level": "CRITICAL"},
-    },
-}
+LOGGING = logs.configuration(form=LOG_FORMAT, level=LOG_LEVEL, logs_access=ACCESS_LOG)

@@ -11,6 +11,7 @@ import asyncio
 import http
 import logging
 import secrets
+from collections import deque
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
@@ -29,6 +30,13 @@ _silence = logging.getLogger("proxysite.websocket.inherited")
 _silence.setLevel(logging.CRITICAL + 1)
 
 _LINGER_SECONDS = 5.0
+# In a process that was told to stop; then there is time left to say goodbye.
+_STAY_SECONDS = max(0, settings.GRACEFUL_TIMEOUT_SECONDS - 1)
+# What is read at once may hold tens of thousands of frames; the first piece of it holds at most a hundred.
+_PIECE_BYTES = 512
+_LONG_PIECE_BYTES = 64 * 1024
+_FRAMES_IN_A_TURN = 256
+_MESSAGES_IN_A_TURN = 64
 _TOO_LARGE = (RequestLineTooLong, HeaderLineTooLong, TooManyHeaders)
 
 
@@ -54,6 +62,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._waiting_bytes = 0
         self._owed_pong = b""
         self._parted = False
+        self._unparsed = b""
+        self._unparsed_from = 0
+        self._frames_taken = 0
+        self._messages_given = 0
 
     # The application
 
@@ -75,6 +87,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     async def receive(self) -> Any:
+        self._messages_given += 1
+        if self._messages_given % _MESSAGES_IN_A_TURN == 0:
+            await asyncio.sleep(0)
         message = await self.queue.get()
         if self.queue.empty():
             self._waiting_bytes = 0
@@ -96,6 +111,42 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._parted:
             return
         self._keepalive.heard = True
+        if self._unparsed:
+            self._unparsed = self._unparsed[self._unparsed_from :] + data
+            self._unparsed_from = 0
+        elif len(data) <= _PIECE_BYTES:
+            self._parse(data)
+        else:
+            self._unparsed, self._unparsed_from = data, 0
+            self.transport.pause_reading()
+            _turns.ask_for(self)
+
+    def take_turn(self) -> bool:
+        """Go on with what has been read, for a while; return whether another turn is needed.
+
+        What the application is too slow for waits until it has received the rest.
+        """
+        frames_before = self._frames_taken
+        piece_bytes = _PIECE_BYTES
+        self._keepalive.heard = True
+        while self._unparsed_from < len(self._unparsed):
+            if self.read_paused:
+                return False
+            if self._frames_taken - frames_before >= _FRAMES_IN_A_TURN:
+                return True
+            frames, start = self._frames_taken, self._unparsed_from
+            self._unparsed_from += piece_bytes
+            self._parse(self._unparsed[start : self._unparsed_from])
+            # Inside a long message there is nothing to be careful about.
+            piece_bytes = _PIECE_BYTES if self._frames_taken > frames else min(4 * piece_bytes, _LONG_PIECE_BYTES)
+        self._unparsed = b""
+        if not (self.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
+        return False
+
+    def _parse(self, data: bytes) -> None:
+        if self._parted:
+            return
         self.conn.receive_data(data)
         self.handle_events()
         if self.conn.parser_exc is not None:
@@ -113,6 +164,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._take(event)
 
     def _take(self, frame: Frame) -> None:
+        self._frames_taken += 1
         if self.close_sent:
             return
         try:
@@ -132,6 +184,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def handle_ping(self) -> None:
+        self._frames_taken += 1
         pongs = self.conn.data_to_send()
         if not pongs:
             return
@@ -151,7 +204,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _resume_reading(self) -> None:
         self.read_paused = False
         self._keepalive.heard = True
-        if not self.transport.is_closing():
+        if self._unparsed:
+            _turns.ask_for(self)
+        elif not self.transport.is_closing():
             self.transport.resume_reading()
 
     # Keepalive
@@ -163,7 +218,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._keepalive.stop()
 
     def handle_pong(self, event: Frame) -> None:
-        pass  # heard, as any byte
+        self._frames_taken += 1  # heard, as any byte
 
     def _ping(self) -> None:
         if self.conn.state is OPEN and not self.transport.is_closing():
@@ -172,11 +227,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # Ends
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Only a reset comes before what was read is parsed: an orderly end waits unread behind it.
+        self._unparsed = b""
+        super().connection_lost(exc)
+
     def shutdown(self) -> None:
+        """Let a running session end by itself for as long as a stream may: a reload drops nothing."""
         if not self.handshake_complete:
             self._refuse(ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1))
         elif not self.close_sent:
-            self._part(1012)
+            self.loop.call_later(_STAY_SECONDS, self._part, 1012)
 
     def _part(self, code: int = 0, reason: str = "") -> None:
         """Close from this side, and tell the application; a code of 0 means that websockets has chosen one.
@@ -217,6 +278,36 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             lines.append(f"retry-after: {error.retry_after_s}")
         self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
         self.transport.close()
+
+
+class _Turns:
+    """Lets one connection after the other go on with what it has read: one in each turn of the event loop.
+
+    However many flood this worker, others wait for one turn of one of them.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[WebSocketProtocol] = deque()
+
+    def ask_for(self, connection: WebSocketProtocol) -> None:
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            connection.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        connection = self._waiting[0]
+        needs_more = False
+        try:
+            needs_more = connection.take_turn()
+        finally:
+            self._waiting.popleft()
+            if needs_more:
+                self._waiting.append(connection)
+            if self._waiting:
+                connection.loop.call_soon(self._next)
+
+
+_turns = _Turns()
 
 
 def _refusal_of(exc: Exception) -> GatewayError:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
-from gateway.tests.live import LiveProxy, new_client
+from gateway.tests.live import ROOT, LiveProxy, new_client
 from gateway.tests.raw_client import RawClient
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n"
@@ -450,6 +452,25 @@ def test_the_first_operators_password_is_printed_once(own_proxy: LiveProxy) -> N
     assert "First operator: admin / " in own_proxy.setup_output
     assert own_proxy.manage("setup") == ""
     assert own_proxy.setup_output.split(" / ")[1].split()[0] not in own_proxy.log
+
+
+@pytest.mark.parametrize("has_sandbox", [True, False])
+def test_the_line_that_is_printed_works_at_once(upstream: FakeUpstream, has_sandbox: bool) -> None:
+    with LiveProxy(UPSTREAM_URL=upstream.url, SANDBOX_ENABLED=str(has_sandbox)) as proxy:
+        proxy.stop()
+        environment = proxy.environment | {"OPENAI_API_KEY": "sk-of-the-shell"}
+        serve = [sys.executable, "manage.py", "serve"]
+        with subprocess.Popen(serve, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as serving:
+            assert serving.stdout is not None
+            line = next(line for line in serving.stdout if b"curl -N" in line)
+            answer = subprocess.run(line, shell=True, env=environment, capture_output=True, timeout=60)
+            serving.terminate()
+    assert answer.returncode == 0
+    if has_sandbox:
+        assert answer.stdout.endswith(b"data: [DONE]\n\n")
+        assert not upstream.requests
+    else:
+        assert "Bearer sk-of-the-shell" in [value for _, value in upstream.requests[0].headers]
 
 
 def test_instances_run_side_by_side(own_proxy: LiveProxy, upstream: FakeUpstream, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from django.core.exceptions import ImproperlyConfigured
 from gateway.tests.live import ROOT
 from proxysite import env
 
-_READERS = re.compile(r'env\.(?:text|choice|flag|whole|seconds|url|words|secret|amount)\(\s*"([A-Z_]+)"')
+_READERS = re.compile(
+    r'env\.(?:text|choice|flag|whole|seconds|url|words|networks|secret|amount|proxies|certificates|host)\(\s*"([A-Z_]+)"'
+)
 
 
 def variables_in_code() -> set[str]:
@@ -22,8 +26,9 @@ def variables_in(readme: str) -> set[str]:
     return set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / readme).read_text(), re.M))
 
 
-def test_every_setting_stands_in_the_readmes_table_and_nothing_else_does() -> None:
-    assert variables_in_code() == variables_in("README.md")
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_every_setting_stands_in_the_readmes_table_and_nothing_else_does(readme: str) -> None:
+    assert variables_in_code() == variables_in(readme)
     assert len(variables_in_code()) > 20
 
 
@@ -31,6 +36,7 @@ def test_the_environment_is_read_in_one_place_only() -> None:
     allowed = {
         Path("proxysite/env.py"),
         Path("proxysite/asgi.py"),
+        Path("proxysite/celery.py"),
         Path("proxysite/ledger_process.py"),
         Path("manage.py"),
         Path("conftest.py"),
@@ -54,16 +60,86 @@ def test_the_environment_is_read_in_one_place_only() -> None:
         (lambda: env.seconds("X_TEST", 1), "nan"),
         (lambda: env.seconds("X_TEST", 1), "soon"),
         (lambda: env.choice("X_TEST", "a", choices=("a", "b")), "c"),
+        (lambda: env.networks("X_TEST"), "10.0.0.1/8"),
+        (lambda: env.networks("X_TEST"), "here"),
         (lambda: env.url("X_TEST", schemes=("https",)), "http://x"),
         (lambda: env.url("X_TEST", schemes=("https",)), "https://"),
         (lambda: env.url("X_TEST", schemes=("https",)), "https://x:99999"),
         (lambda: env.url("X_TEST", schemes=("https",)), "https://[x"),
+        (lambda: env.url("X_TEST", schemes=("https",)), "https://x y"),
+        (lambda: env.url("X_TEST", schemes=("https",), is_base=True), "https://x/?a=b"),
+        (lambda: env.url("X_TEST", schemes=("https",), is_base=True), "https://x#a"),
+        (lambda: env.url("X_TEST", schemes=("https",), is_base=True), "https://user:hunter2@x"),
+        (lambda: env.proxies("X_TEST", ()), "10.0.0.1/8"),
+        (lambda: env.proxies("X_TEST", ()), "127.0.0.1,nginx"),
+        (lambda: env.certificates("X_TEST"), "/nonexistent/ca.pem"),
+        (lambda: env.certificates("X_TEST"), __file__),
+        (lambda: env.amount("X_TEST", "0"), "0.00000001"),
+        (lambda: env.amount("X_TEST", "0"), "much"),
+        (lambda: env.host("X_TEST", "::"), "999.1.1.1"),
+        (lambda: env.host("X_TEST", "::"), "." * 80),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(read: object, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("X_TEST", value)
     with pytest.raises(ImproperlyConfigured, match="X_TEST"):
         read()  # type: ignore[operator]
+
+
+def test_a_file_that_is_no_text_is_refused_without_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_bytes(b"hunter2\xff")
+    monkeypatch.setenv("X_TEST_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ImproperlyConfigured, match="X_TEST_FILE") as raised:
+        env.text("X_TEST")
+    assert raised.value.__cause__ is None
+    with pytest.raises(ImproperlyConfigured, match="X_OTHER"):
+        env.secret("X_OTHER", tmp_path / "secret")
+
+
+def settings_of(**environment: str) -> subprocess.CompletedProcess[str]:
+    script = "import json; from proxysite import settings; print(json.dumps(settings.DATABASES, default=str))"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "VAR_DIR": os.environ["VAR_DIR"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hunter2",
+        "//user:hunter2@host/name",
+        "mysql://user:hunter2@host/name",
+        "postgres://user:hunter2@host",
+        "postgres://user:hunter2@host:port/name",
+        "sqlite://:memory:",
+    ],
+)
+def test_a_database_that_cannot_be_used_stops_the_start(address: str) -> None:
+    stopped = settings_of(DATABASE_URL=address)
+    assert stopped.returncode != 0
+    assert "ImproperlyConfigured: DATABASE_URL: " in stopped.stderr
+    assert "hunter2" not in stopped.stderr + stopped.stdout
+
+
+def test_what_a_database_address_asks_for_beside_the_pool_is_kept() -> None:
+    done = settings_of(DATABASE_URL="postgres://user:secret@host/name?sslmode=require")
+    options = json.loads(done.stdout)["default"]["OPTIONS"]
+    assert options["sslmode"] == "require"
+    assert options["pool"]["max_size"] == 8
+
+
+def test_an_sqlite_file_elsewhere_is_kept_like_our_own(tmp_path: Path) -> None:
+    ours = json.loads(settings_of().stdout)["default"]
+    elsewhere = json.loads(settings_of(DATABASE_URL=f"sqlite:///{tmp_path}/ledger.db").stdout)["default"]
+    assert elsewhere == ours | {"NAME": f"{tmp_path}/ledger.db"}
+    assert "WAL" in elsewhere["OPTIONS"]["init_command"]
 
 
 def test_a_password_in_a_wrong_address_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection
+
+from proxysite import limiting
+from proxysite.gunicorn_conf import MASTER_ARGUMENTS
+
+logger = logging.getLogger("proxysite.serve")
 
 
 class Command(BaseCommand):
     help = "Serve the gateway and the site until told to stop; says where it is, and a line to try it."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        host = "127.0.0.1" if settings.HOST in ("0.0.0.0", "::") else settings.HOST  # noqa: S104 - compared, not bound
-        address = f"http://[{host}]:{settings.PORT}" if ":" in host else f"http://{host}:{settings.PORT}"
-        key = settings.SANDBOX_KEY if settings.SANDBOX_ENABLED else "$OPENAI_API_KEY"
-        self.stdout.write(
-            f"Serving {address} for {settings.UPSTREAM_URL}; admin at {address}/admin/\n"
-            f"Try it:\n\n"
-            f"  curl -N {address}/v1/chat/completions -H 'Authorization: Bearer {key}' "
-            f"-H 'Content-Type: application/json' "
-            '-d \'{"model": "gpt-4o-mini", "stream": true, "messages": [{"role": "user", "content": "Hello!"}]}\'\n'
-        )
-        self.stdout.flush()
+        try:
+            if trouble := limiting.uncountable():
+                raise CommandError(f"{trouble}. Set REDIS_URL, or WORKERS=1.")
+        except DatabaseError as exc:  # which stops no gateway
+            logger.warning("limits in the admin could not be looked at: %s", type(exc).__name__)
+        connection.close()  # of this process nothing is left
         # A process of its own image, so that a reload (SIGHUP) reads code and settings anew.
-        arguments = [sys.executable, "-m", "gunicorn", "-c", "python:proxysite.gunicorn_conf"]
         os.chdir(settings.BASE_DIR)
-        os.execv(sys.executable, arguments)  # noqa: S606 - no shell is wanted
+        os.execv(sys.executable, [sys.executable, *MASTER_ARGUMENTS])  # noqa: S606 - no shell is wanted

@@ -1,0 +1,23 @@
+"""Rules between settings: no command runs against an error among them, and `manage.py serve` says the warnings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from proxysite import limiting
+
+_CURE = "Set REDIS_URL, or WORKERS=1."
+
+
+@register
+def workers_count_together(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """What is counted in a process's memory holds for one process."""
+    if settings.WORKERS == 1 or settings.REDIS_URL:
+        return []
+    if trouble := limiting.uncountable_settings():
+        return [Error(trouble, hint=_CURE, id="gateway.E001")]
+    said = f"{settings.WORKERS} workers without Redis: each counts for itself what BALANCE_RATE_PER_MINUTE allows"
+    return [Warning(said, hint=_CURE, id="billing.W001")]

@@ -1,0 +1,50 @@
+"""`python -m proxysite.master`: gunicorn's master, which also keeps Celery running where nobody else does."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+
+from proxysite import settings
+from proxysite.embedded import EmbeddedCelery
+from proxysite.gunicorn_conf import MASTER_ARGUMENTS
+
+
+class Master(Arbiter):
+    """Looks after Celery's process in the loop in which gunicorn looks after its workers: no thread, one owner.
+
+    A hook of gunicorn's would not do: none is called again and again. A reload (SIGHUP) starts Celery anew too; an end
+    comes to it after the workers, so after their streams.
+    """
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.START_CTX["args"] = [sys.executable, *MASTER_ARGUMENTS]
+        self._celery = EmbeddedCelery(directory=settings.BASE_DIR, log=self.log) if settings.CELERY_EMBEDDED else None
+
+    def manage_workers(self) -> None:
+        super().manage_workers()
+        if self._celery is not None:
+            self._celery.keep_running()
+
+    def reload(self) -> None:
+        super().reload()
+        if self._celery is not None:
+            self._celery.restart()
+
+    def stop(self, graceful: bool = True) -> None:
+        super().stop(graceful)
+        if self._celery is not None:
+            self._celery.stop()
+
+
+class Server(WSGIApplication):
+    def run(self) -> None:
+        Master(self).run()
+
+
+if __name__ == "__main__":
+    Server("%(prog)s [OPTIONS]", prog="gunicorn").run()

@@ -1,0 +1,463 @@
+"""`manage.py doctor` on running instances that are well, and on ones with one thing wrong each."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from gateway.tests.egress_proxies import ConnectProxy, Socks5Proxy
+from gateway.tests.fake_upstream import Exchange, FakeUpstream
+from gateway.tests.live import ROOT, LiveProxy, free_port
+from proxysite.doctor.findings import Finding, as_json, as_text, exit_code, findings_of
+from proxysite.doctor.fronts import cure_for, front_of
+from proxysite.doctor.timing import Arrivals
+from proxysite.tests.fronts import NGINX, Nginx
+
+WELL_CONFIGURED = """
+    proxy_http_version 1.1;
+    proxy_buffering off;
+    proxy_request_buffering off;
+    client_max_body_size 0;
+    proxy_read_timeout 600s;
+    proxy_set_header Host $host;
+    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection $connection_upgrade;
+"""
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian package nginx-light)")
+Report = dict[str, list[tuple[str, str, str]]]
+
+
+async def refuse(exchange: Exchange) -> None:
+    """Answer as OpenAI answers a question without a key."""
+    date = format_datetime(dt.datetime.now(dt.UTC), usegmt=True)
+    await exchange.answer(b'{"error": {}}', status="401 Unauthorized", headers=(("date", date),))
+
+
+@pytest.fixture(scope="module")
+def _sound(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
+    with LiveProxy(
+        UPSTREAM_URL=shared_upstream.url, SANDBOX_ENABLED="true", JOURNAL_MAX_BYTES="2000000", CELERY_EMBEDDED="true"
+    ) as proxy:
+        beat = "SELECT 1 FROM proxysite_taskrun WHERE task = 'proxysite.tasks.heartbeat'"
+        proxy.wait_for_rows(f"{beat} AND last_succeeded_at IS NOT NULL", 1)
+        yield proxy
+
+
+@pytest.fixture
+def sound(_sound: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
+    """A running instance with nothing wrong."""
+    upstream.script = refuse
+    return _sound
+
+
+def run(proxy: LiveProxy, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "manage.py", "doctor", *arguments],
+        cwd=ROOT,
+        env=proxy.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        input=stdin,
+    )
+
+
+def examine(proxy: LiveProxy, *arguments: str, code: int, **environment: str) -> Report:
+    """Return level, finding and cure of each part; the exit code must be `code`."""
+    done = run(proxy, "--json", *arguments, **environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["status"] == ("ok", "warning", "error")[code]
+    report: Report = {}
+    for found in answer["findings"]:
+        report.setdefault(found["part"], []).append((found["level"], found["finding"], found["cure"]))
+        assert bool(found["cure"]) == (found["level"] != "ok"), found
+    return report
+
+
+def trouble(report: Report) -> dict[str, str]:
+    """Return the parts that are not well, each with its worst level."""
+    bad = {part: [level for level, _, _ in found if level != "ok"] for part, found in report.items()}
+    return {part: max(levels, key=["warning", "error"].index) for part, levels in bad.items() if levels}
+
+
+def said(report: Report, part: str) -> str:
+    return " ".join(f"{finding} {cure}" for _, finding, cure in report[part])
+
+
+# The instance
+
+
+def test_a_sound_instance_is_found_sound(sound: LiveProxy, upstream: FakeUpstream) -> None:
+    report = examine(sound, code=0)
+    assert set(report) == {"settings", "secrets", "database", "redis", "beat", "journal", "upstream", "clock"}
+    assert trouble(report) == {}
+    assert upstream.requests[-1].target == "/v1/models"
+    assert upstream.requests[-1].value("authorization") is None
+
+
+def test_findings_are_printed_with_their_cures(sound: LiveProxy) -> None:
+    done = run(sound, DEBUG="true", PUBLIC_URL="https://api.example.com")
+    assert done.returncode == 2
+    assert "error    settings     DEBUG shows" in done.stdout
+    assert "→ Unset DEBUG." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "level", "words", "environment"),
+    [
+        ("settings", "warning", "host name", {"HOST": "0.0.0.0"}),
+        ("settings", "warning", "in the clear: PUBLIC_URL", {"PUBLIC_URL": "http://api.example.com"}),
+        ("settings", "error", "TRUSTED_PROXIES", {"TRUSTED_PROXIES": "*"}),
+        ("settings", "warning", "METRICS_TOKEN", {"METRICS_TOKEN": "short"}),
+        ("settings", "warning", "billing.W001", {"WORKERS": "4", "REDIS_URL": ""}),
+        (
+            "settings",
+            "error",
+            "gateway.E001",
+            {"WORKERS": "4", "REDIS_URL": "", "ADDRESS_CONCURRENT_STREAMS": "5"},
+        ),
+        ("secrets", "error", "KEY_PEPPER can be guessed", {"KEY_PEPPER": "x" * 50}),
+        (
+            "secrets",
+            "error",
+            "are the same",
+            {"KEY_PEPPER": "0123456789abcdef" * 3, "SECRET_KEY": "0123456789abcdef" * 3},
+        ),
+        ("redis", "error", "REDIS_URL", {"REDIS_URL": "redis://:hunter2@127.0.0.1:9/0"}),
+        ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "redis://:hunter2@127.0.0.1:9/1"}),
+        ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "amqp://user:hunter2@127.0.0.1:9/x"}),
+        ("secrets", "error", "SESSION_KEYS can be guessed", {"SESSION_KEYS": "y" * 50}),
+        ("database", "error", "DATABASE_URL", {"DATABASE_URL": "postgres://user:hunter2@127.0.0.1:9/none"}),
+        ("journal", "error", "cannot be written", {"JOURNAL_DIR": "/proc/journal"}),
+        ("journal", "warning", "MiB are free", {"JOURNAL_MAX_BYTES": str(2**60)}),
+        ("upstream", "error", "has no address", {"UPSTREAM_URL": "https://nowhere.invalid"}),
+        ("upstream", "error", "cannot be connected to", {"UPSTREAM_URL": "http://127.0.0.1:9"}),
+        ("upstream", "error", "egress proxy cannot be reached", {"UPSTREAM_PROXY": "socks5://127.0.0.1:9"}),
+        ("upstream", "error", "UPSTREAM_PROXY", {"UPSTREAM_PROXY": "http://nowhere.invalid:3128"}),
+    ],
+)
+def test_what_is_wrong_is_named(
+    sound: LiveProxy, part: str, level: str, words: str, environment: dict[str, str]
+) -> None:
+    report = examine(sound, code=2 if level == "error" else 1, **environment)
+    assert trouble(report) == {part: level}
+    assert words in said(report, part)
+    assert "hunter2" not in json.dumps(report)
+
+
+@pytest.mark.parametrize("name", ["key_pepper", "session_keys"])
+def test_a_file_that_others_may_read_is_named(sound: LiveProxy, name: str) -> None:
+    secret = sound.var_dir / name
+    secret.chmod(0o644)
+    try:
+        report = examine(sound, code=2)
+    finally:
+        secret.chmod(0o600)
+    assert trouble(report) == {"secrets": "error"}
+    assert f"chmod 600 {secret}" in said(report, "secrets")
+
+
+def test_a_secrets_file_of_the_operators_own_is_looked_at_too(sound: LiveProxy, tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("0123456789abcdefghijklmnopqrstuvwxyz")
+    secret.chmod(0o644)
+    report = examine(sound, code=2, METRICS_TOKEN_FILE=str(secret))
+    assert f"chmod 600 {secret}" in said(report, "secrets")
+    secret.chmod(0o600)
+    examine(sound, code=0, METRICS_TOKEN_FILE=str(secret))
+
+
+def test_a_broker_that_answers_is_well(sound: LiveProxy) -> None:
+    if not sound.environment.get("REDIS_URL"):
+        pytest.skip("no Redis")
+    report = examine(sound, code=0, CELERY_BROKER_URL=sound.environment["REDIS_URL"])
+    assert report["broker"][0][0] == "ok"
+
+
+def test_pending_migrations_and_late_events_are_named(upstream: FakeUpstream) -> None:
+    upstream.script = refuse
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_MAX_BYTES="2000000") as proxy:
+        proxy.stop()
+        proxy.manage("migrate", "admin", "zero")
+        late = proxy.var_dir / "journal" / "gone-1-x.1.journal"
+        late.write_bytes(b"x\n")
+        os.utime(late, (0, 0))
+        (proxy.var_dir / "journal" / "set-aside.lines").write_bytes(b"y\n")
+        report = examine(proxy, code=2)
+    assert trouble(report) == {"database": "error", "journal": "error", "beat": "warning"}
+    assert "has never run" in said(report, "beat")
+    assert "manage.py migrate" in said(report, "database")
+    assert "the oldest for" in said(report, "journal")
+    assert "1 usage events were refused" in said(report, "journal")
+
+
+# The upstream
+
+
+@contextlib.contextmanager
+def secure_upstream(authority: trustme.CA) -> Iterator[FakeUpstream]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with FakeUpstream(refuse, tls=context) as upstream:
+        yield upstream
+
+
+def test_tls_is_looked_at_apart(sound: LiveProxy, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with secure_upstream(authority) as secure:
+        report = examine(sound, code=2, UPSTREAM_URL=secure.url)
+        assert "certificate is not trusted" in said(report, "upstream")
+        assert "UPSTREAM_CA_FILE" in said(report, "upstream")
+        report = examine(sound, code=0, UPSTREAM_URL=secure.url, UPSTREAM_CA_FILE=str(tmp_path / "ca.pem"))
+        assert "TLSv1.3" in said(report, "upstream")
+    report = examine(sound, code=2, UPSTREAM_URL=sound.environment["UPSTREAM_URL"].replace("http", "https"))
+    assert "no TLS" in said(report, "upstream")
+
+
+@pytest.mark.parametrize("kind", [ConnectProxy, Socks5Proxy])
+def test_the_egress_proxy_is_gone_through(sound: LiveProxy, upstream: FakeUpstream, kind: Any) -> None:
+    with kind(user="user", password="hunter2") as egress:
+        report = examine(sound, code=0, UPSTREAM_PROXY=egress.url())
+        assert egress.asked_for == [("127.0.0.1", upstream.port)]
+        wrong = egress.url().replace("hunter2", "hunter3")
+        refused = examine(sound, code=2, UPSTREAM_PROXY=wrong)
+    assert "through" in said(report, "upstream")
+    assert "egress proxy refuses" in said(refused, "upstream")
+    assert "hunter" not in json.dumps(report) + json.dumps(refused)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("200 OK", "asks nobody for a key"),
+        ("403 Forbidden", "countries"),
+        ("404 Not Found", "path in UPSTREAM_URL"),
+        ("503 No", "trouble"),
+    ],
+)
+def test_an_answer_that_is_odd_is_a_warning(sound: LiveProxy, upstream: FakeUpstream, status: str, words: str) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(b"{}", status=status)
+
+    upstream.script = script
+    report = examine(sound, code=1)
+    assert trouble(report) == {"upstream": "warning"}
+    assert words in said(report, "upstream")
+
+
+async def _no_http(exchange: Exchange) -> None:
+    await exchange.send(b"SSH-2.0-x\r\n")
+    await exchange.close()
+
+
+def test_what_is_no_http_server_is_told(sound: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = _no_http
+    assert "no HTTP answer" in said(examine(sound, code=2), "upstream")
+
+
+@pytest.mark.parametrize(("offset_s", "level"), [(60, "warning"), (-3600, "error")])
+def test_a_clock_that_is_off_is_told(sound: LiveProxy, upstream: FakeUpstream, offset_s: int, level: str) -> None:
+    async def script(exchange: Exchange) -> None:
+        date = format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=offset_s), usegmt=True)
+        await exchange.answer(b"{}", status="401 No", headers=(("date", date),))
+
+    upstream.script = script
+    report = examine(sound, code=2 if level == "error" else 1)
+    assert trouble(report) == {"clock": level}
+    assert ("behind" if offset_s > 0 else "ahead of") in said(report, "clock")
+
+
+# The public address
+
+
+@needs_nginx
+def test_a_well_configured_nginx_is_found_well(sound: LiveProxy, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with Nginx(sound.port, WELL_CONFIGURED, authority=authority, http2=True) as front:
+        report = examine(sound, "--url", front.url, "--ca-file", str(tmp_path / "ca.pem"), code=0)
+    assert trouble(report) == {}
+    assert "HTTP/2" in said(report, "http")
+    assert "nginx in front" in said(report, "address")
+    public = {"address", "http", "metrics", "key", "streams", "answers", "uploads", "size", "websocket", "errors"}
+    assert public <= set(report)
+
+
+@needs_nginx
+def test_an_nginx_that_buffers_everything_is_found_out(sound: LiveProxy) -> None:
+    location = "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering; client_max_body_size 0;"
+    with Nginx(sound.port, location) as front:
+        report = examine(sound, "--url", front.url, code=2)
+        elsewhere = examine(sound, "--url", front.url, code=2, PORT="9")
+    assert trouble(report) == {"streams": "error", "answers": "warning", "uploads": "warning", "websocket": "error"}
+    assert "proxy_buffering off" in said(report, "streams")
+    assert "held back by nginx" in said(report, "streams")
+    assert f"at {sound.url}, they come one by one" in said(report, "streams")
+    assert "does not answer here" in said(elsewhere, "streams")
+    assert "Upgrade $http_upgrade" in said(report, "websocket")
+    assert "Cloudflare" not in json.dumps(report)
+
+
+@needs_nginx
+def test_an_nginx_as_it_comes_passes_event_streams_only(sound: LiveProxy) -> None:
+    with Nginx(sound.port, "proxy_buffering on;") as front:
+        report = examine(sound, "--url", front.url, code=2)
+    found = {"answers": "warning", "uploads": "warning", "size": "warning", "websocket": "error"}
+    assert trouble(report) == found
+    assert "client_max_body_size" in said(report, "size")
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("part", "level", "location"),
+    [
+        ("uploads", "warning", WELL_CONFIGURED.replace("proxy_request_buffering off", "proxy_request_buffering on")),
+        ("size", "warning", WELL_CONFIGURED.replace("client_max_body_size 0", "client_max_body_size 10m")),
+        ("answers", "warning", WELL_CONFIGURED.replace("proxy_buffering off", "proxy_buffering on")),
+        ("errors", "error", WELL_CONFIGURED + "proxy_intercept_errors on; error_page 503 =503 /50x.html;"),
+        ("websocket", "error", WELL_CONFIGURED.replace("$connection_upgrade", "close")),
+    ],
+)
+def test_one_wrong_line_of_nginx_is_one_finding(sound: LiveProxy, part: str, level: str, location: str) -> None:
+    with Nginx(sound.port, location) as front:
+        report = examine(sound, "--url", front.url, code=2 if level == "error" else 1)
+    assert trouble(report) == {part: level}
+    assert "nginx: " in said(report, part)
+
+
+@needs_nginx
+def test_tls_without_http2_is_a_warning(sound: LiveProxy, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with Nginx(sound.port, WELL_CONFIGURED, authority=authority) as front:
+        report = examine(sound, "--url", front.url, "--ca-file", str(tmp_path / "ca.pem"), code=1)
+        untrusted = examine(sound, "--url", front.url, code=2)
+    assert trouble(report) == {"http": "warning"}
+    assert trouble(untrusted) == {"address": "error"}
+    assert "--ca-file" in said(untrusted, "address")
+
+
+def test_the_gateways_own_address_is_well(sound: LiveProxy) -> None:
+    report = examine(sound, "--url", sound.url + "/v1/", code=0)
+    assert trouble(report) == {}
+
+
+def test_metrics_that_anybody_may_read_are_an_error(upstream: FakeUpstream) -> None:
+    upstream.script = refuse
+    with LiveProxy(UPSTREAM_URL=upstream.url, SANDBOX_ENABLED="true", METRICS_NETWORKS="0.0.0.0/0") as proxy:
+        other = {"HOST": "127.0.0.2", "JOURNAL_MAX_BYTES": "2000000"}  # so that the address is not the gateway's own
+        report = examine(proxy, "--url", proxy.url, code=2, **other)
+    assert trouble(report) == {"metrics": "error", "beat": "warning"}
+    assert "METRICS_TOKEN" in said(report, "metrics")
+
+
+def test_an_address_where_nobody_or_somebody_else_is(sound: LiveProxy, upstream: FakeUpstream) -> None:
+    nobody = examine(sound, "--url", f"http://127.0.0.1:{free_port()}", code=2)
+    assert "cannot be reached" in said(nobody, "address")
+    other = examine(sound, "--url", upstream.url, code=2)
+    assert "something else answers" in said(other, "address")
+    assert trouble(nobody) == trouble(other) == {"address": "error"}
+
+
+async def _as_openai(exchange: Exchange) -> None:
+    if exchange.request.target == "/v1/chat/completions":
+        await exchange.read_body()
+        await exchange.start_stream()
+        for number in range(20):
+            await exchange.chunk(b'data: {"choices": [], "n": %d}\n\n' % number)
+        await exchange.end_stream()
+    else:
+        await refuse(exchange) if exchange.request.value("authorization") is None else await exchange.answer(b"{}")
+
+
+def test_a_key_of_the_upstreams_is_used_and_never_shown(sound: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = _as_openai
+    done = run(sound, "--url", sound.url, "--key", "-", "--model", "gpt-x", stdin="sk-doctor-0123456789\n")
+    assert "ok       streams      20 events" in done.stdout, done.stdout
+    assert "sk-doctor" not in done.stdout + done.stderr
+    asked = [request for request in upstream.requests if b'"stream":true' in bytes(request.body).replace(b" ", b"")]
+    assert json.loads(bytes(asked[0].body))["model"] == "gpt-x"
+    assert asked[0].value("authorization") == "Bearer sk-doctor-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--key", "sk-wrong-key-0000000"], "Give a key that the upstream accepts"), ([], "Give --key")],
+)
+def test_a_key_that_is_refused_ends_it(
+    sound: LiveProxy, upstream: FakeUpstream, arguments: list[str], words: str
+) -> None:
+    environment = {} if arguments else {"SANDBOX_ENABLED": "false"}
+    report = examine(sound, "--url", sound.url, *arguments, code=2, **environment)
+    assert words in json.dumps(report)
+
+
+def test_an_address_that_is_none_is_refused(sound: LiveProxy) -> None:
+    assert "--url is an address" in run(sound, "--url", "api.example.com").stderr
+
+
+# The parts
+
+
+@pytest.mark.parametrize(
+    ("times_s", "sent_s", "words"),
+    [
+        ([0.0, 0.3, 0.6, 0.9], 0.9, ""),
+        ([0.9, 0.91, 0.92, 0.93], 0.9, "arrived within 0.0 s"),
+        ([0.0, 0.0, 0.9, 0.9], 0.9, "at 2 moments"),
+        ([], 0.9, "no events arrived"),
+        ([5.0] * 20, None, "all at once"),
+        ([5.0 + n / 10 for n in range(20)], None, ""),
+        ([0.01] * 20, None, ""),
+    ],
+)
+def test_arrivals_are_judged_by_when_they_were_sent(times_s: list[float], sent_s: float | None, words: str) -> None:
+    arrivals = Arrivals()
+    arrivals._times_s = [arrivals._began_s + at for at in times_s]
+    found = arrivals.trouble(sent_s=sent_s, what="events")
+    assert (words in found) if words else found == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "front"),
+    [
+        ({"server": "nginx/1.22.1"}, "nginx"),
+        ({"server": "openresty"}, "nginx"),
+        ({"server": "cloudflare", "cf-ray": "1"}, "Cloudflare"),
+        ({"server": "awselb/2.0"}, "a load balancer"),
+        ({"via": "1.1 google"}, "a load balancer"),
+        ({}, ""),
+    ],
+)
+def test_who_stands_in_front_is_told_by_its_answers(headers: dict[str, str], front: str) -> None:
+    assert front_of(headers) == front
+    cure = cure_for("stream", front)
+    assert "nginx: " in cure
+    assert ("Cloudflare: " in cure) == (front in ("Cloudflare", ""))
+
+
+def test_a_check_that_fails_is_a_finding() -> None:
+    def broken() -> list[Finding]:
+        raise RuntimeError("secret")
+
+    found = list(findings_of([("part", broken)]))
+    assert exit_code(found) == 2
+    assert "secret" not in as_json(found) + as_text(found[0])
+    assert exit_code([]) == 0
+    assert exit_code([Finding("part", "warning", "x", "y")]) == 1
