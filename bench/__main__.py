@@ -14,11 +14,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from bench import load, measure, report
+from bench.conversations import conversations
 from bench.measure import DISTURBED_AT, FULL, QUICK, Bench
 from bench.processes import ProcessError
 from bench.proxies import DIRECT, LAUNCHERS, Target, fake_upstream, find_tool, proxy
 
-MEASUREMENTS = ("requests", "chunks", "latency", "streams", "memory", "bulk")
+MEASUREMENTS = ("requests", "chunks", "latency", "streams", "memory", "bulk", "conversations")
 UPSTREAMS = ("http", "tls")
 OPEN_FILES = 20_000
 SIDE_BY_SIDE = {
@@ -27,7 +28,7 @@ SIDE_BY_SIDE = {
     "latency": measure.latency,
     "streams": measure.streams,
 }
-ONE_AT_A_TIME = {"memory": measure.memory, "bulk": measure.bulk}
+ONE_AT_A_TIME = {"memory": measure.memory, "bulk": measure.bulk, "conversations": conversations}
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def main() -> int:
         script = work_dir / "post.lua"
         script.write_text(load.WRK_SCRIPT % load.CHAT_BODY)
         upstream = stack.enter_context(fake_upstream(work_dir, cpu=load_cpu))
-        bench = Bench(QUICK if options.quick else FULL, find_tool("wrk") or "", script, upstream)
+        bench = Bench(QUICK if options.quick else FULL, find_tool("wrk") or "", script, upstream, proxy_cpu=proxy_cpu)
         try:
             for kind in options.upstream:
                 results[kind] = {}
@@ -60,10 +61,10 @@ def main() -> int:
             return 1
         except KeyboardInterrupt:
             return 130
-    if bench.waited_most > DISTURBED_AT:
+    if bench.foreign_most > DISTURBED_AT:
         bench.notes.append(
-            f"disturbed: proxies waited for their CPU up to {bench.waited_most:.0%} of the time, "
-            "since something else ran on it; take the figures on a quiet machine"
+            f"disturbed: something else had up to {bench.foreign_most:.0%} of the proxies' CPU; "
+            "take the figures on a quiet machine"
         )
     print_report(bench, results, options, about)
     return 1 if options.check and report.missed(results, options.proxies) else 0

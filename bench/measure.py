@@ -18,7 +18,7 @@ import uvloop
 
 from bench import load
 from bench.load import LoadError
-from bench.processes import cpu_s, memory_of, peak_rss, reset_peaks, waited_s
+from bench.processes import busy_s, cpu_s, memory_of, peak_rss, reset_peaks
 from bench.proxies import Target, Upstream
 
 Figures = dict[str, float | None]
@@ -27,8 +27,10 @@ Start = Callable[[str], AbstractContextManager[Target]]
 LATENESS_BAR_MS = 250.0
 STREAM_RATE_PER_S = 20
 SETTLE_S = 0.5
+SETTLED_AT = 0.03  # of a CPU
+SETTLED_TRIES = 40
 ARRIVED_AT_LEAST = 0.97  # of the events due in a window: its two ends cut some off
-DISTURBED_AT = 0.1  # see Bench.waited_most; the wake-ups of an idle proxy alone make some percent
+DISTURBED_AT = 0.1  # see Bench.foreign_most; interrupts and the other, idle proxies make some percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Plan:
     held_s: float = 3.0
     idle_streams: int = 1000
     bulk_bytes: int = 100_000_000
+    conversations: int = 500
+    conversation_streams: int = 100
 
 
 FULL = Plan()
@@ -72,7 +76,8 @@ class Bench:
     wrk_script: Path
     upstream: Upstream
     notes: list[str] = field(default_factory=list)
-    waited_most: float = 0.0  # the worst share of its time that a proxy stood behind others on its CPU
+    proxy_cpu: int = 0
+    foreign_most: float = 0.0  # the largest share of a proxy's CPU that went to something else
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -104,6 +109,17 @@ class Rounds:
         }
 
 
+def _settle(target: Target) -> None:
+    """Wait until the target's processes rest: what started has started, what was recorded late is recorded."""
+    if target.pid is None:
+        return
+    for _ in range(SETTLED_TRIES):
+        before_s = cpu_s(target.pid)
+        time.sleep(SETTLE_S)
+        if cpu_s(target.pid) - before_s < SETTLED_AT * SETTLE_S:
+            return
+
+
 def _in_turns(bench: Bench, targets: Sequence[Target], act: Callable[[Target], None], what: str) -> None:
     """Do act with each target, round by round; a target that fails is noted and left out from then on.
 
@@ -116,6 +132,7 @@ def _in_turns(bench: Bench, targets: Sequence[Target], act: Callable[[Target], N
                 continue
             try:
                 act(target)
+                _settle(target)  # or the next one's figures would be disturbed by it
             except (LoadError, OSError) as exc:
                 done.add(target.name)
                 bench.note(f"{what}, {target.name}: {exc}")
@@ -129,20 +146,18 @@ class Meter:
     def __init__(self, bench: Bench, target: Target) -> None:
         self._bench, self._target = bench, target
         self._before_s = self._cpu_s()
-        self._waited_before_s = self._waited_s()
+        self._busy_before_s = busy_s(bench.proxy_cpu)
         self._began_s = time.monotonic()
 
     def _cpu_s(self) -> float:
         return 0.0 if self._target.pid is None else cpu_s(self._target.pid)
 
-    def _waited_s(self) -> float:
-        return 0.0 if self._target.pid is None else waited_s(self._target.pid)
-
     def read(self) -> float:
         """Return the CPU seconds so far."""
         spent_s = self._cpu_s() - self._before_s
-        waited = (self._waited_s() - self._waited_before_s) / (time.monotonic() - self._began_s)
-        self._bench.waited_most = max(self._bench.waited_most, waited)
+        foreign_s = busy_s(self._bench.proxy_cpu) - self._busy_before_s - spent_s
+        foreign = foreign_s / (time.monotonic() - self._began_s)
+        self._bench.foreign_most = max(self._bench.foreign_most, foreign)
         return spent_s
 
 
@@ -152,12 +167,16 @@ def _load_cpu_s(bench: Bench) -> float:
 
 
 def requests(bench: Bench, targets: Sequence[Target]) -> dict[str, Figures]:
-    """CPU µs per request, and requests per second, of a closed loop."""
+    """CPU µs per request, and requests per second, of a closed loop.
+
+    The CPU is counted until the target rests again: what a gateway puts off, its accounting, is a request's cost too.
+    """
     rounds = Rounds()
 
     def one(target: Target) -> None:
         meter = Meter(bench, target)
         loop = bench.loop(target, bench.plan.loop_s)
+        _settle(target)
         spent_s = meter.read()
         if target.pid is not None:
             rounds.add("cpu_us_per_request", target, spent_s / loop.requests * 1e6)
@@ -166,6 +185,7 @@ def requests(bench: Bench, targets: Sequence[Target]) -> dict[str, Figures]:
     for target in targets:
         if target.pid is not None:
             bench.loop(target, 1)  # warm-up
+            _settle(target)
     _in_turns(bench, targets, one, "requests")
     return rounds.medians()
 
@@ -288,6 +308,7 @@ def streams(bench: Bench, targets: Sequence[Target]) -> dict[str, Figures]:
         except (LoadError, OSError) as exc:
             bench.note(f"{level} streams, {target.name}: {exc}")
             return False
+        _settle(target)
         if not held.in_time:
             bench.note(f"{level} streams, {target.name}: {held}")
             return False
@@ -323,7 +344,7 @@ def memory(bench: Bench, name: str, start: Start) -> dict[str, Figures]:
         pid = target.pid
         assert pid is not None
         bench.loop(target, 1)
-        time.sleep(SETTLE_S)
+        _settle(target)
         idle = memory_of(pid)
         held = uvloop.run(held_bytes(target, pid))
     return {

@@ -117,15 +117,19 @@ http {{
 """
 
 
-def launch_gateway(work_dir: Path, port: int, upstream: Upstream, kind: str, *, transport: str) -> Launch:
+def launch_gateway(
+    work_dir: Path, port: int, upstream: Upstream, kind: str, *, transport: str = "own", workers: int = 1
+) -> Launch:
     manage = [sys.executable, str(ROOT / "manage.py")]
     env = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "VAR_DIR": str(work_dir),
-        "WORKERS": "1",
+        "WORKERS": str(workers),
         "UPSTREAM_URL": f"{'https' if kind == 'tls' else 'http'}://127.0.0.1:{upstream.address(kind).port}",
         "UPSTREAM_TRANSPORT": transport,
+        # What runs by the clock is no request's cost, and its start would stand in the figures.
+        "CELERY_EMBEDDED": "false",
     }
     if kind == "tls":
         env["UPSTREAM_CA_FILE"] = str(upstream.ca_file)
@@ -170,12 +174,14 @@ def fake_upstream(work_dir: Path, *, cpu: int) -> Iterator[Upstream]:
 
 
 @contextmanager
-def proxy(name: str, work_dir: Path, upstream: Upstream, kind: str, *, cpu: int) -> Iterator[Target]:
+def proxy(
+    name: str, work_dir: Path, upstream: Upstream, kind: str, *, cpu: int, launcher: Launcher | None = None
+) -> Iterator[Target]:
     """Run one proxy in work_dir before the upstream's `kind` door ("http" or "tls"), ready for requests."""
     first_time = not work_dir.exists()
     work_dir.mkdir(exist_ok=True)
     address = Address(_free_port())
-    launch = LAUNCHERS[name](work_dir, address.port, upstream, kind)
+    launch = (launcher or LAUNCHERS[name])(work_dir, address.port, upstream, kind)
     env = _base_env() | launch.env
     log = work_dir / "output.log"
     if launch.before and first_time:

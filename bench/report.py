@@ -75,6 +75,10 @@ BARS = [
     Bar("upload_peak_bytes", "tls", at_most=20_000_000),
     Bar("download_peak_bytes", "http", at_most=20_000_000),
     Bar("download_peak_bytes", "tls", at_most=20_000_000),
+    Bar("conversations_slowest_s", "http", at_most=6),
+    Bar("conversations_slowest_s", "tls", at_most=6),
+    Bar("conversations_lateness_p99_ms", "http", at_most=250),
+    Bar("conversations_lateness_p99_ms", "tls", at_most=250),
 ]
 
 
@@ -120,6 +124,15 @@ def rows(plan: Plan) -> list[tuple[str, str, Callable[[float], str]]]:
         ("download_s", f"{size} down, s", _seconds),
         ("download_cpu_s", f"{size} down, CPU s", _seconds),
         ("download_peak_bytes", f"{size} down, peak RSS added", _megabytes),
+        (
+            "conversations_first_s",
+            f"{plan.conversations} conversations at once, 5 s upstream: first answer, s",
+            _seconds,
+        ),
+        ("conversations_slowest_s", "the last answer, s", _seconds),
+        ("conversations_lateness_p99_ms", f"p99 lateness of {plan.conversation_streams} streams meanwhile, ms", _plain),
+        ("conversations_lateness_max_ms", "their worst, ms", _plain),
+        ("conversations_cpu_ms", "CPU per message of a conversation, streams included, ms", _seconds),
     ]
 
 

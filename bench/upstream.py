@@ -2,6 +2,7 @@
 
 POST /v1/chat/completions                    an 800-byte JSON answer
      with "stream":true, ?rate=R             one event at once; R a second, without end, from GET /bench/go on
+     with "model":"slow"                     the same answer after SLOW_ANSWER_S
 GET  /v1/files/x/content?bytes=N             N bytes
 POST /v1/files                               swallows the body, answers with a small JSON
 GET  /bench/go                               see above
@@ -30,6 +31,9 @@ SLOTS_PER_PERIOD = 50  # streams are spread over the period, as independent user
 HEADS_REMEMBERED = 256
 BACKLOG_MAX_BYTES = 1_000_000  # of one stream whose reader does not keep up
 BLOCK = b"\0" * 262_144
+
+SLOW_MODEL = "slow"
+SLOW_ANSWER_S = 5.0
 
 STAMP_MARK = b'"@'  # stands before STAMP_DIGITS digits: CLOCK_MONOTONIC in µs when the event was due
 STAMP_DIGITS = 16
@@ -194,6 +198,10 @@ class Connection(asyncio.BufferedProtocol):
     def _write(self, data: bytes) -> None:
         self._transport.write(self._seal(data))
 
+    def _write_late(self, data: bytes) -> None:
+        if self._fd >= 0:
+            self._write(data)
+
     def _feed(self, data: memoryview) -> None:
         if self._upload_left > len(data):
             self._upload_left -= len(data)
@@ -227,6 +235,8 @@ class Connection(asyncio.BufferedProtocol):
         if head.path == "/v1/chat/completions":
             if b'"stream":true' in body:
                 self._start_stream(head.number("rate"))
+            elif b'"model":"%b"' % SLOW_MODEL.encode() in body:
+                asyncio.get_running_loop().call_later(SLOW_ANSWER_S, self._write_late, COMPLETION)
             else:
                 self._write(COMPLETION)
         elif head.path == "/v1/files":
