@@ -7,10 +7,10 @@ PY := $(VENV)/bin/python
 SANDBOX_ENABLED ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench messages screenshots lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 $(PY):
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer, with venv, is needed (set PYTHON=/path/to/python)."; exit 1; }
@@ -42,6 +42,13 @@ check: $(VENV)/.dev ## format, lint, types, imports, migrations, tests
 
 bench: $(VENV)/.dev ## measure the gateway beside nginx (Debian packages nginx-light and wrk)
 	$(PY) -m bench
+
+messages: $(VENV)/.dev ## bring the translations up to date with the texts, and compile them
+	DJANGO_SETTINGS_MODULE=proxysite.settings $(PY) -m proxysite.tests.messages
+	$(PY) manage.py messages
+
+screenshots: $(VENV)/.dev ## take the pictures in docs/images anew (Debian packages chromium, fonts-noto-cjk and pngquant)
+	PYTHONPATH=. $(PY) docs/screenshots.py
 
 lock: $(VENV)/.dev ## compile requirements*.in into locked, hashed files
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
