@@ -22,6 +22,7 @@ from billing.events import Usage, UsageEvent
 from billing.keys import Fingerprinter
 from billing.reserving import Prices
 from gateway.addresses import ProxyTrust
+from gateway.headers import to_upstream
 from gateway.limit_memory import MemoryStore
 from gateway.limit_redis import RedisStore
 from gateway.limiter import Limiter, LimiterOptions
@@ -68,7 +69,7 @@ class FixedPrices(Prices):
 
 def metered(metering: Metering) -> RequestMeter:
     meter = metering.begin(SCOPE)
-    meter.wants_whole_body(SCOPE["headers"], len(BODY))
+    meter.wants_whole_body(to_upstream(SCOPE["headers"], host=b"upstream"))
     meter.take_body(BODY)
     return meter
 

@@ -94,32 +94,32 @@ class Exchange:
         limiter = relay.limiter
         if limiter is not None:
             limiter.screen_request(self._meter, scope)
-        headers, body_bytes = wire.to_upstream(scope["headers"], host=relay.host)
-        body = await self._body(headers, body_bytes)
+        request = wire.to_upstream(scope["headers"], host=relay.host)
+        body = await self._body(request)
         if limiter is not None:
             await limiter.admit(self._meter, scope)
-        request = OutgoingRequest(
+        outgoing = OutgoingRequest(
             scope["method"],
             relay.url,
-            fields=headers,
+            fields=request.headers,
             stream=body,
             target=relay.base_path + scope["target"],
             timeout=relay.timeouts,
         )
         self._meter.asked_s = time.perf_counter()
         self._wait_for_upstream(self._limits.first_byte_timeout_s)
-        response = await relay.upstream_for(self._meter.fingerprint).handle_async_request(request)
+        response = await relay.upstream_for(self._meter.fingerprint).handle_async_request(outgoing)
         self._stream = response.stream
         return response
 
-    async def _body(self, headers: wire.RawHeaders, declared_bytes: int) -> httpx.AsyncByteStream:
-        if declared_bytes == 0:
+    async def _body(self, request: wire.ToUpstream) -> httpx.AsyncByteStream:
+        if request.body_bytes == 0:
             self._watch_for_disconnect()
             return _NO_BODY
-        if declared_bytes > self._limits.max_body_bytes:
+        if request.body_bytes > self._limits.max_body_bytes:
             raise self._too_large()
         message = await self._receive_body()
-        if not self._meter.wants_whole_body(headers, declared_bytes):
+        if not self._meter.wants_whole_body(request):
             if self._meter.must_be_seen:
                 message = await self._beginning(message)
             if message["more_body"]:
@@ -127,7 +127,7 @@ class Exchange:
             self._meter.take_part(message["body"])
             self._watch_for_disconnect()
             return httpx.ByteStream(message["body"])
-        return await self._whole_body(headers, message)
+        return await self._whole_body(request.headers, message)
 
     async def _beginning(self, message: Message) -> Message:
         """Return as much of a form as limits may have to see."""

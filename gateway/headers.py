@@ -70,6 +70,7 @@ class ToUpstream(NamedTuple):
 
     headers: RawHeaders
     body_bytes: int
+    content_type: bytes
 
 
 class ToClient(NamedTuple):
@@ -94,6 +95,7 @@ _UPSTREAM_ROLES = {
     b"content-length": _LENGTH,
     b"transfer-encoding": _CODING,
     b"authorization": _KEY,
+    b"content-type": _TYPE,
 }
 _CLIENT_ROLES = {
     b"connection": _CONNECTION,
@@ -166,6 +168,7 @@ def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
     """
     sent: RawHeaders = [(b"host", host)]
     body_bytes = 0
+    content_type = b""
     has_key = False
     named: frozenset[bytes] = frozenset()
     for pair in headers:
@@ -185,9 +188,12 @@ def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
                 raise BadRequestError("A request has at most one Authorization field.")
             has_key = True
             sent.append(pair)
+        elif role == _TYPE:
+            content_type = pair[1]
+            sent.append(pair)
     if named:
         sent = [pair for pair in sent if pair[0] not in named]
-    return ToUpstream(sent, body_bytes)
+    return ToUpstream(sent, body_bytes, content_type)
 
 
 def to_client(headers: RawHeaders) -> ToClient:

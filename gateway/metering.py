@@ -45,12 +45,13 @@ MOST_BODY_BYTES = 4 << 20
 _FORM_END_BYTES = 64 << 10
 # OpenAI takes no recording that is larger.
 _LIKELY_BYTES = 25 << 20
-_ESTIMATED = {Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS}
-_READ_ON = _ESTIMATED | {Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS}
+# Tuples: to find one of a few by identity takes less than to hash it.
+_ESTIMATED = (Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS)
+_READ_ON = (*_ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
 # What stands in the last event of a stream, which a client may take for the end.
 _DONE = re.compile(rb"\[DONE\]")
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
-_ENDS_WITH_DONE = {Meter.CHAT, Meter.COMPLETIONS}
+_ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
 _NOBODY = ""
 _RUNS = "/v1/threads/{thread_id}/runs"
 _NO_USAGE = Usage()
@@ -185,18 +186,15 @@ class RequestMeter:
         if self._metering.blocked:
             _check_not_blocked(self._metering, self.fingerprint)
 
-    def wants_whole_body(self, headers: wire.RawHeaders, declared_bytes: int) -> bool:
+    def wants_whole_body(self, request: wire.ToUpstream) -> bool:
         """Return whether the body is to be given to `take_body` before it goes up."""
         if self.endpoint.meter is Meter.NONE and not self.must_be_seen:
             return False
-        for name, value in headers:
-            if name == b"content-type":
-                self.content_type = value
-        kind = self.content_type[:20].lower()
-        if kind.startswith(b"multipart/form-data"):
+        self.content_type = request.content_type
+        if self.content_type[:19].lower() == b"multipart/form-data":
             self._form = bytearray()
             return False
-        return declared_bytes != 0 and declared_bytes <= MOST_BODY_BYTES
+        return request.body_bytes != 0 and request.body_bytes <= MOST_BODY_BYTES
 
     def take_body(self, body: bytes) -> bytes:
         """Return the body to send: the same, or with usage asked for where the client did not."""

@@ -98,13 +98,16 @@ class JsonReader:
             usage = duration_in(reply.duration)
         if images:
             usage = msgspec.structs.replace(usage or Usage(), images=images)
+        model, service_tier = name_in(reply.model), name_in(reply.service_tier)
+        if meter not in IDENTIFIED:
+            return Reading(usage, model, service_tier, is_complete)
         is_stored = meter in _STORED
         return Reading(
             None if is_stored else usage,
-            name_in(reply.model),
-            name_in(reply.service_tier),
+            model,
+            service_tier,
             is_complete,
-            name_in(reply.id) if meter in IDENTIFIED else "",
+            name_in(reply.id),
             usage if is_stored and is_settled(reply) else None,
             bytes(reply.background) == b"true" or name_in(reply.object) == RUN,
         )

@@ -32,7 +32,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 # Of which a usage may be met again under the same id.
-IDENTIFIED = frozenset({Meter.BATCH, Meter.STORED, Meter.RESPONSES, Meter.RUNS})
+IDENTIFIED = (Meter.BATCH, Meter.STORED, Meter.RESPONSES, Meter.RUNS)
 # An assistant's run: it goes on by itself, unless it is streamed, and then can be looked at all the same.
 RUN = "thread.run"
 
