@@ -16,6 +16,7 @@ from billing.events import Usage
 from billing.list_prices import CACHE_SIZE, ListPrice, list_price, row_names
 from billing.models import ModelPrice, PriceSource, Pricing
 from billing.pricing import TOKEN_PRICES, UNIT_PRICES, Price, Tariff, lookup_order
+from billing.rows import as_time
 
 _NOTHING = Usage()
 _VERSION_MAX_CHARS = 64
@@ -105,11 +106,14 @@ class Rater:
 
     def rate(self, request: Request, *, usage: Usage, at: dt.datetime, factor: Decimal) -> Rating:
         """Return what a request at `at` cost, times the key's factor."""
-        return self.rates(request, factor=factor).rate(usage, at)
+        return self.rates(request, factor=factor).rate(usage, self._find(request.model, at))
 
     def rates(self, request: Request, *, factor: Decimal) -> Rates:
         """Return how all requests are rated that differ from this one in time and usage only."""
-        return Rates(request, find=partial(self._find, request.model), factor=factor)
+        return Rates(request, factor=factor)
+
+    def prices_of(self, model: str) -> PricesOfModel:
+        return PricesOfModel(partial(self._find, model))
 
     def price_at(self, model: str, at: dt.datetime) -> Price | None:
         """Return the price of a model by these rules, None if nobody knows it."""
@@ -126,12 +130,31 @@ class Rater:
         return None if listed is None else FoundPrice(listed.price, _LIST, listed.source[:_VERSION_MAX_CHARS])
 
 
-class Rates:
-    """The rates of requests that differ in time and usage only; `find` is the price of their model at a time."""
+class PricesOfModel:
+    """A model's prices at times that mostly follow each other closely: looked up once for a second."""
 
-    def __init__(self, request: Request, *, find: Callable[[dt.datetime], FoundPrice | None], factor: Decimal) -> None:
-        was_served = 200 <= request.status < 400 and request.outcome != "refused"
+    def __init__(self, find: Callable[[dt.datetime], FoundPrice | None]) -> None:
         self._find = find
+        self._second = -1
+        self._is_steady = False
+        self._found: FoundPrice | None = None
+
+    def at(self, microseconds: int) -> FoundPrice | None:
+        """Return the price so long after the epoch, None if nobody knows it."""
+        second = microseconds // 1_000_000
+        if second != self._second:
+            # Lists change with whole seconds, and own prices never back: what both ends have, all between have.
+            self._found = self._find(as_time(second * 1_000_000))
+            self._is_steady = self._found == self._find(as_time(second * 1_000_000 + 999_999))
+            self._second = second
+        return self._found if self._is_steady else self._find(as_time(microseconds))
+
+
+class Rates:
+    """The rates of requests that differ in time and usage only."""
+
+    def __init__(self, request: Request, *, factor: Decimal) -> None:
+        was_served = 200 <= request.status < 400 and request.outcome != "refused"
         self._may_cost_without_usage = was_served and bool(request.model)
         self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
         self._tariff_of = partial(
@@ -144,14 +167,13 @@ class Rates:
         self._price: Price | None = None
         self._tariff: Tariff | None = None  # at that price
 
-    def rate(self, usage: Usage, at: dt.datetime) -> Rating:
-        """Return what a request with that usage at that time cost."""
-        has_usage = usage != _NOTHING
-        if not (has_usage or self._may_cost_without_usage):
-            return _FREE
-        found = self._find(at)
-        if not has_usage and (found is None or found.price.per_request is None):
-            return self._without_usage
+    def rate(self, usage: Usage, found: FoundPrice | None) -> Rating:
+        """Return what a request with that usage cost at its model's price, None if that is not known."""
+        if usage == _NOTHING:
+            if not self._may_cost_without_usage:
+                return _FREE
+            if found is None or found.price.per_request is None:
+                return self._without_usage
         if found is None:
             return UNPRICED
         if self._tariff is None or found.price is not self._price:

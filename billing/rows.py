@@ -58,7 +58,10 @@ class Kind(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An event that fits into the ledger, its times as whole microseconds; `quantities` as those of `quantities`."""
+    """An event that fits into the ledger, its times as whole microseconds.
+
+    `quantities` are the columns of `billing.models.Quantities`, in their order.
+    """
 
     event: UsageEvent
     kind: Kind
@@ -82,10 +85,12 @@ class Intake:
         kind = self._kinds.get(shared)
         if kind is None and _fits_by_kind(fresh := Kind(*shared)):
             kind = self._kinds[shared] = fresh
-        if kind is None or not _fits_by_itself(event):
+        counts = _counts_of(event.usage)
+        if kind is None or not _fits_by_itself(event, counts):
             event = storable(event)
-            kind = Kind(*_kind_of(event))
-        return Entry(event, kind, round(event.started_at * 1e6), round(event.proxy_ms * 1000), quantities(event.usage))
+            kind, counts = Kind(*_kind_of(event)), _counts_of(event.usage)
+        quantities = (*counts, round(event.usage.seconds * 1000))
+        return Entry(event, kind, round(event.started_at * 1e6), round(event.proxy_ms * 1000), quantities)
 
 
 class UnusableEventError(ValueError):
@@ -125,8 +130,9 @@ def _fits_by_kind(kind: Kind) -> bool:
     )
 
 
-def _fits_by_itself(event: UsageEvent) -> bool:
+def _fits_by_itself(event: UsageEvent, counts: tuple[int, ...]) -> bool:
     """Return whether the rest of an event can be stored as it is: nearly always, so that none is taken apart."""
+    seconds = event.usage.seconds
     return (
         0 < len(event.id) <= _ID_MAX_CHARS
         and len(event.upstream_request_id) <= _TEXTS["upstream_request_id"]
@@ -138,17 +144,9 @@ def _fits_by_itself(event: UsageEvent) -> bool:
         and 0 <= event.response_bytes <= _NUMBERS["response_bytes"]
         and 0 <= event.proxy_ms <= _PROXY_MS_MAX
         and _is_in_thousandths(event.proxy_ms)
-        and _fits_usage(event.usage)
-    )
-
-
-def _fits_usage(usage: Usage) -> bool:
-    counts = _counts_of(usage)
-    return (
-        min(counts) >= 0
+        and min(counts) >= 0
         and max(counts) <= QUANTITY_MAX
-        and 0 <= usage.seconds <= QUANTITY_MAX
-        and _is_in_thousandths(usage.seconds)
+        and (not seconds or (0 <= seconds <= QUANTITY_MAX and _is_in_thousandths(seconds)))
     )
 
 
@@ -177,27 +175,22 @@ class Hour(NamedTuple):
 
 
 class Calendar:
-    """Times as values and as the texts that rows have; what belongs to a second is worked out once."""
+    """What times are called in rows; what belongs to a second is worked out once."""
 
     def __init__(self, *, zone: str) -> None:
-        self._zone = zone  # at the end of a text
-        self._seconds: dict[int, tuple[dt.datetime, Hour, str, str]] = {}
+        self._zone = zone  # at the end of a time
+        self._seconds: dict[int, tuple[Hour, str, str]] = {}
 
-    def time_of(self, microseconds: int) -> tuple[dt.datetime, Hour, str, str]:
-        """Return the time so long after the epoch, its hour, its text and its day's text."""
+    def names_of(self, microseconds: int) -> tuple[Hour, str, str]:
+        """Return the hour in which so long after the epoch is, that time as text, and its day as text."""
         second, microsecond = divmod(microseconds, 1_000_000)
         known = self._seconds.get(second)
         if known is None:
             at = as_time(second * 1_000_000)
-            known = self._seconds[second] = at, Hour(at.date(), at.hour), f"{at:%Y-%m-%d %H:%M:%S}", f"{at:%Y-%m-%d}"
-        at, hour, text, day = known
-        fraction = f".{microsecond:06}" if microsecond else ""
-        return at.replace(microsecond=microsecond), hour, f"{text}{fraction}{self._zone}", day
-
-
-def quantities(usage: Usage) -> tuple[int, ...]:
-    """Return the columns of `billing.models.Quantities`, in their order."""
-    return (*_counts_of(usage), round(usage.seconds * 1000))
+            known = Hour(at.date(), at.hour), at.strftime("%Y-%m-%d %H:%M:%S"), at.date().isoformat()
+            self._seconds[second] = known
+        hour, text, day = known
+        return hour, f"{text}.{microsecond:06}{self._zone}" if microsecond else text + self._zone, day
 
 
 def usage_of(columns: Any) -> Usage:

@@ -107,6 +107,15 @@ def test_an_operators_price_goes_before_the_list_from_its_date_on() -> None:
     assert list(found) == [(Decimal("0.15"), "list"), (1, "own"), (2, "own")]
 
 
+def test_a_price_may_begin_between_two_requests_of_a_second() -> None:
+    for microsecond, rate in ((0, 1), (300_000, 2), (700_000, 1)):
+        ModelPrice.objects.create(model="mine", valid_from=NOW.replace(microsecond=microsecond), input=Decimal(rate))
+    usage = Usage(input_tokens=1_000_000)
+    given = [0, 299_999, 300_000, 699_999, 700_000, 999_999]
+    record_events([event(at=NOW.replace(microsecond=each), model="mine", usage=usage) for each in given])
+    assert list(UsageRecord.objects.order_by("started_at").values_list("cost_usd", flat=True)) == [1, 1, 2, 2, 1, 1]
+
+
 def test_an_operators_pattern_prices_what_begins_like_it_and_the_longest_wins() -> None:
     for name, rate in (("llama-*", 1), ("llama-4-*", 2), ("llama-4-scout", 3)):
         ModelPrice.objects.create(model=name, valid_from=NOW, input=Decimal(rate))
