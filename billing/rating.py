@@ -74,6 +74,15 @@ class FoundPrice(NamedTuple):
     version: str
 
 
+class Terms(NamedTuple):
+    """What a tariff depends on besides its price."""
+
+    is_batch: bool
+    service_tier: str
+    factor: Decimal
+    requests: int
+
+
 _PRICED: str = Pricing.PRICED.value
 _UNPRICED: str = Pricing.UNPRICED.value
 _LIST: str = PriceSource.LIST.value
@@ -100,6 +109,7 @@ class Rater:
     """Rates requests by the prices of one moment: made for many of them, with one query."""
 
     def __init__(self) -> None:
+        self._tariffs: dict[tuple[int, Terms], tuple[Price, Tariff]] = {}
         rows = list(ModelPrice.objects.order_by("valid_from"))
         self._own = _Book(row for row in rows if row.source == PriceSource.OWN)
         self._refreshed = _RefreshedBook(row for row in rows if row.source == PriceSource.REFRESHED)
@@ -110,7 +120,17 @@ class Rater:
 
     def rates(self, request: Request, *, factor: Decimal) -> Rates:
         """Return how all requests are rated that differ from this one in time and usage only."""
-        return Rates(request, factor=factor)
+        return Rates(request, tariff_of=self._tariff_of, factor=factor)
+
+    def _tariff_of(self, price: Price, terms: Terms) -> Tariff:
+        key = id(price), terms  # by its value a price takes as long to look up as a tariff to make
+        known = self._tariffs.get(key)
+        if known is None:
+            if len(self._tariffs) >= CACHE_SIZE:
+                self._tariffs.clear()
+            # With its price, whose id is nobody else's for as long.
+            known = self._tariffs[key] = price, Tariff(price, **terms._asdict())
+        return known[1]
 
     def prices_of(self, model: str) -> PricesOfModel:
         return PricesOfModel(partial(self._find, model))
@@ -153,17 +173,12 @@ class PricesOfModel:
 class Rates:
     """The rates of requests that differ in time and usage only."""
 
-    def __init__(self, request: Request, *, factor: Decimal) -> None:
+    def __init__(self, request: Request, *, tariff_of: Callable[[Price, Terms], Tariff], factor: Decimal) -> None:
         was_served = 200 <= request.status < 400 and request.outcome != "refused"
         self._may_cost_without_usage = was_served and bool(request.model)
         self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
-        self._tariff_of = partial(
-            Tariff,
-            is_batch=request.is_batch,
-            service_tier=request.service_tier,
-            factor=factor,
-            requests=int(was_served),
-        )
+        self._terms = Terms(request.is_batch, request.service_tier, factor, int(was_served))
+        self._tariff_of = tariff_of
         self._price: Price | None = None
         self._tariff: Tariff | None = None  # at that price
 
@@ -177,7 +192,7 @@ class Rates:
         if found is None:
             return UNPRICED
         if self._tariff is None or found.price is not self._price:
-            self._price, self._tariff = found.price, self._tariff_of(found.price)
+            self._price, self._tariff = found.price, self._tariff_of(found.price, self._terms)
         units = self._tariff.units_of(usage)
         return Rating(units, _UNPRICED if units is None else _PRICED, found.source, found.version)
 
