@@ -63,7 +63,7 @@ class FixedPrices(Prices):
 
         super().__init__()
         rater = Rater.__new__(Rater)
-        rater._own, rater._refreshed = _Book([]), _RefreshedBook([])
+        rater._own, rater._refreshed, rater._tariffs = _Book([]), _RefreshedBook([]), {}
         self._rater = rater
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from django.db import connection, models
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def columns_of(model: type[models.Model]) -> dict[str, str]:
+@functools.cache
+def columns_of(model: type[models.Model]) -> Mapping[str, str]:
     """Return the model's columns and the database's types of them."""
     return {str(field.column): field.db_type(connection) or "" for field in model._meta.concrete_fields}
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
+from functools import partial
 from typing import Final
 
 from billing.events import Usage
@@ -18,6 +19,8 @@ from billing.events import Usage
 TENTH_OF_A_MICRO_DOLLAR: Final = Decimal("0.0000001")
 MILLION: Final = Decimal(1_000_000)
 MAX_MODEL_LENGTH: Final = 200
+# Of a kind that has no price: far more than anything can cost, so that a sum with one of them in it shows.
+_UNPRICED_WEIGHT: Final = 10**100
 # More than any request can hold. A count above it is an upstream's mistake or somebody's joke; a bill for it is both.
 MAX_QUANTITY: Final = 10**12
 MAX_PRICE: Final = Decimal(10**9)
@@ -56,7 +59,8 @@ _UNITS: Final[tuple[tuple[str, str, Decimal, tuple[str, ...]], ...]] = (
     ("seconds", "per_minute", Decimal(60), ("audio_input_tokens", "cached_audio_input_tokens", "audio_output_tokens")),
 )
 
-_counts_of = operator.attrgetter(*(name for name in Usage.__struct_fields__ if name != "seconds"))
+_COUNTS: Final = tuple(name for name in Usage.__struct_fields__ if name != "seconds")
+_counts_of = operator.attrgetter(*_COUNTS)
 _tokens_of = operator.attrgetter(*(bucket for bucket, _ in _BUCKETS))
 _units_of = operator.attrgetter(*(unit for unit, *_ in _UNITS))
 
@@ -221,6 +225,58 @@ def cost_of(
         if multiplier != 1:
             parts = {name: part * multiplier for name, part in parts.items()}
         return Costing(sum(parts.values(), Decimal(0)).quantize(TENTH_OF_A_MICRO_DOLLAR), parts)
+
+
+class Tariff:
+    """What `cost_of` says at one price, tier and factor, for many requests: in tenths of a micro-dollar, as integers.
+
+    Sums of tokens times whole numbers cost a thirtieth of decimals. What else a usage may hold (units, long context,
+    kinds without a price, counts that cannot be) is left to `cost_of`.
+    """
+
+    def __init__(
+        self,
+        price: Price,
+        *,
+        is_batch: bool = False,
+        service_tier: str = "",
+        factor: Decimal = Decimal(1),
+        requests: int = 1,
+    ) -> None:
+        self._cost_of = partial(
+            cost_of, price=price, is_batch=is_batch, service_tier=service_tier, factor=factor, requests=requests
+        )
+        applicable = _applicable(price, is_batch=is_batch, service_tier=service_tier.strip().lower())
+        rates, multiplier = applicable or (Price(), Decimal(1))
+        steps = (step.above_input_tokens for step in rates.long_context)
+        # Of all counts together, so that one of the tokens read is not more either; nothing where there is no price.
+        self._most = min((MAX_QUANTITY, *steps)) if applicable else -1
+        with localcontext(_EXACT):
+            multiplier *= factor
+            known = {bucket: _first_known(rates, {}, sources) for bucket, sources in _BUCKETS}
+            known["reasoning_tokens"] = Decimal(0)
+            found = (known.get(count) for count in _COUNTS)
+            each = [None if rate is None else rate * multiplier for rate in found]
+            once = (rates.per_request or Decimal(0)) * requests * multiplier * MILLION
+            scale = 10 ** max(0, *(-_exponent(amount) for amount in (once, *each) if amount is not None))
+            # Per million, and ten million units are a dollar: tenfold. Twice that, plus one whole, is half up.
+            self._weights = tuple(_UNPRICED_WEIGHT if amount is None else int(amount * scale) * 20 for amount in each)
+            self._base = int(once * scale) * 20 + scale
+            self._divisor: int = 2 * scale
+
+    def units_of(self, usage: Usage) -> int | None:
+        """Return what a usage costs, None if it is unpriced."""
+        counts = _counts_of(usage)
+        if not usage.seconds and min(counts) >= 0 and sum(counts) <= self._most:
+            total: int = sum(map(operator.mul, self._weights, counts), self._base)
+            if total < _UNPRICED_WEIGHT:
+                return total // self._divisor
+        amount_usd = self._cost_of(usage).amount_usd
+        return None if amount_usd is None else int(amount_usd.scaleb(7))
+
+
+def _exponent(amount: Decimal) -> int:
+    return int(amount.as_tuple().exponent)
 
 
 def lookup_order(model: str) -> list[str]:

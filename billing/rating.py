@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import bisect
 import datetime as dt
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Protocol
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from django.db import connection
 
 from billing.events import Usage
-from billing.fields import usd_to_units
-from billing.list_prices import ListPrice, list_price, row_names
+from billing.list_prices import CACHE_SIZE, ListPrice, list_price, row_names
 from billing.models import ModelPrice, PriceSource, Pricing
-from billing.pricing import TOKEN_PRICES, UNIT_PRICES, Price, cost_of, lookup_order
+from billing.pricing import TOKEN_PRICES, UNIT_PRICES, Price, Tariff, lookup_order
+from billing.rows import as_time
 
 _NOTHING = Usage()
 _VERSION_MAX_CHARS = 64
@@ -58,60 +59,81 @@ class Request(Protocol):
     def usage_source(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
-    """The cost columns of a record. `cost_usd` is None exactly if `pricing` is unpriced."""
+class Rating(NamedTuple):
+    """The cost columns of a record, as they are stored. `cost_units` is None exactly if `pricing` is unpriced."""
 
-    cost_usd: Decimal | None
-    pricing: Pricing
+    cost_units: int | None  # tenths of a micro-dollar
+    pricing: str
     price_source: str = ""
     price_version: str = ""
 
-    @property
-    def cost_units(self) -> int | None:
-        """The cost in tenths of a micro-dollar, as it is stored."""
-        return None if self.cost_usd is None else usd_to_units(self.cost_usd)
 
-
-@dataclass(frozen=True, slots=True)
-class FoundPrice:
+class FoundPrice(NamedTuple):
     price: Price
     source: str
     version: str
 
 
-_FREE = Rating(Decimal(0), Pricing.FREE)
-UNPRICED = Rating(None, Pricing.UNPRICED)
+class Terms(NamedTuple):
+    """What a tariff depends on besides its price."""
+
+    is_batch: bool
+    service_tier: str
+    factor: Decimal
+    requests: int
+
+
+_PRICED: str = Pricing.PRICED.value
+_UNPRICED: str = Pricing.UNPRICED.value
+_LIST: str = PriceSource.LIST.value
+_FREE = Rating(0, Pricing.FREE.value)
+UNPRICED = Rating(None, _UNPRICED)
+
+
+_current: tuple[list[Any], Rater] | None = None
+
+
+def current_rater() -> Rater:
+    """Return a rater by the prices as they are now: the one before, with one query, if none of them has changed."""
+    global _current
+    known = _current
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT * FROM {ModelPrice._meta.db_table} ORDER BY id")  # noqa: S608 - no data
+        rows = cursor.fetchall()
+    if known is None or known[0] != rows:
+        known = _current = rows, Rater()
+    return known[1]
 
 
 class Rater:
-    """Rates requests by the prices of one moment: made for a batch of them, with one query."""
+    """Rates requests by the prices of one moment: made for many of them, with one query."""
 
     def __init__(self) -> None:
+        self._tariffs: dict[tuple[int, Terms], tuple[Price, Tariff]] = {}
         rows = list(ModelPrice.objects.order_by("valid_from"))
         self._own = _Book(row for row in rows if row.source == PriceSource.OWN)
         self._refreshed = _RefreshedBook(row for row in rows if row.source == PriceSource.REFRESHED)
 
     def rate(self, request: Request, *, usage: Usage, at: dt.datetime, factor: Decimal) -> Rating:
         """Return what a request at `at` cost, times the key's factor."""
-        was_served = 200 <= request.status < 400 and request.outcome != "refused"
-        if usage == _NOTHING and not (was_served and request.model):
-            return _FREE
-        found = self._find(request.model, at)
-        if usage == _NOTHING and (found is None or found.price.per_request is None):
-            return UNPRICED if _hides_a_cost(request) else _FREE
-        if found is None:
-            return UNPRICED
-        costing = cost_of(
-            usage,
-            found.price,
-            is_batch=request.is_batch,
-            service_tier=request.service_tier,
-            factor=factor,
-            requests=int(was_served),
-        )
-        pricing = Pricing.UNPRICED if costing.amount_usd is None else Pricing.PRICED
-        return Rating(costing.amount_usd, pricing, found.source, found.version)
+        return self.rates(request, factor=factor).rate(usage, self._find(request.model, at))
+
+    def rates(self, request: Request, *, factor: Decimal) -> Rates:
+        """Return how all requests are rated that differ from this one in time and usage only."""
+        return Rates(request, tariff_of=self._tariff_of, factor=factor)
+
+    def _tariff_of(self, price: Price, terms: Terms) -> Tariff:
+        key = id(price), terms  # by its value a price takes as long to look up as a tariff to make
+        known = self._tariffs.get(key)
+        if known is None:
+            if len(self._tariffs) >= CACHE_SIZE:
+                self._tariffs.clear()
+            # With its price, whose id is nobody else's for as long.
+            known = self._tariffs[key] = price, Tariff(price, **terms._asdict())
+        return known[1]
+
+    def prices_of(self, model: str) -> PricesOfModel:
+        return PricesOfModel(partial(self._find, model))
 
     def price_at(self, model: str, at: dt.datetime) -> Price | None:
         """Return the price of a model by these rules, None if nobody knows it."""
@@ -125,9 +147,54 @@ class Rater:
         listed = list_price(model, at)
         if found := self._refreshed.find_listed(model, listed, at):
             return found
-        return (
-            None if listed is None else FoundPrice(listed.price, PriceSource.LIST, listed.source[:_VERSION_MAX_CHARS])
-        )
+        return None if listed is None else FoundPrice(listed.price, _LIST, listed.source[:_VERSION_MAX_CHARS])
+
+
+class PricesOfModel:
+    """A model's prices at times that mostly follow each other closely: looked up once for a second."""
+
+    def __init__(self, find: Callable[[dt.datetime], FoundPrice | None]) -> None:
+        self._find = find
+        self._second = -1
+        self._is_steady = False
+        self._found: FoundPrice | None = None
+
+    def at(self, microseconds: int) -> FoundPrice | None:
+        """Return the price so long after the epoch, None if nobody knows it."""
+        second = microseconds // 1_000_000
+        if second != self._second:
+            # Lists change with whole seconds, and own prices never back: what both ends have, all between have.
+            self._found = self._find(as_time(second * 1_000_000))
+            self._is_steady = self._found == self._find(as_time(second * 1_000_000 + 999_999))
+            self._second = second
+        return self._found if self._is_steady else self._find(as_time(microseconds))
+
+
+class Rates:
+    """The rates of requests that differ in time and usage only."""
+
+    def __init__(self, request: Request, *, tariff_of: Callable[[Price, Terms], Tariff], factor: Decimal) -> None:
+        was_served = 200 <= request.status < 400 and request.outcome != "refused"
+        self._may_cost_without_usage = was_served and bool(request.model)
+        self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
+        self._terms = Terms(request.is_batch, request.service_tier, factor, int(was_served))
+        self._tariff_of = tariff_of
+        self._price: Price | None = None
+        self._tariff: Tariff | None = None  # at that price
+
+    def rate(self, usage: Usage, found: FoundPrice | None) -> Rating:
+        """Return what a request with that usage cost at its model's price, None if that is not known."""
+        if usage == _NOTHING:
+            if not self._may_cost_without_usage:
+                return _FREE
+            if found is None or found.price.per_request is None:
+                return self._without_usage
+        if found is None:
+            return UNPRICED
+        if self._tariff is None or found.price is not self._price:
+            self._price, self._tariff = found.price, self._tariff_of(found.price, self._terms)
+        units = self._tariff.units_of(usage)
+        return Rating(units, _UNPRICED if units is None else _PRICED, found.source, found.version)
 
 
 class _Book:
@@ -140,7 +207,8 @@ class _Book:
             self._dated.setdefault(row.model.lower(), []).append((row.valid_from, found))
         patterns = (name for name in self._dated if name.endswith("*"))
         self._patterns = sorted(patterns, key=len, reverse=True)
-        self._names: dict[str, list[str]] = {}
+        # Bounded: a name is something that a client makes up.
+        self._names_of = lru_cache(maxsize=CACHE_SIZE)(self._search)
 
     def find(self, model: str, at: dt.datetime) -> FoundPrice | None:
         return self._first(self._names_of(model), at) if self._dated else None
@@ -153,14 +221,12 @@ class _Book:
                 return dated[position - 1][1]
         return None
 
-    def _names_of(self, model: str) -> list[str]:
+    def _search(self, model: str) -> list[str]:
         """Return under which names here the model's price may stand, the most exact first."""
-        if model not in self._names:
-            wanted = list(dict.fromkeys(name.lower() for name in lookup_order(model)))
-            exact = [name for name in wanted if name in self._dated]
-            fitting = [name for name in self._patterns if any(each.startswith(name[:-1]) for each in wanted)]
-            self._names[model] = exact + fitting
-        return self._names[model]
+        wanted = list(dict.fromkeys(name.lower() for name in lookup_order(model)))
+        exact = [name for name in wanted if name in self._dated]
+        fitting = [name for name in self._patterns if any(each.startswith(name[:-1]) for each in wanted)]
+        return exact + fitting
 
 
 class _RefreshedBook(_Book):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import logging
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from django.conf import settings
@@ -17,44 +17,38 @@ from django.db import connection
 
 from billing import bulk, rows
 from billing.events import UsageEvent
-from billing.models import ApiKey, Grant, Pricing, UsageRecord
-from billing.rating import UNPRICED, Rater, Rating
+from billing.models import ApiKey, Grant, UsageRecord
+from billing.rating import Rating, current_rater
 from billing.rollups import QUANTITIES, SUMS, Group, Increments, add_to_rollups
+from billing.rows import Entry, Kind
 from billing.transactions import in_ledger
 
 logger = logging.getLogger(__name__)
 
-_ONE = Decimal(1)
-
-
-# In the order in which `values_of` has them.
-_VALUES = (
-    *QUANTITIES,
+# A record's columns, in the order in which rows have them: its id; what is summed up; the rest.
+COLUMNS = (
     "event_id",
-    "key_id",
-    "started_at",
-    "day",
-    "endpoint",
-    "method",
-    "model",
-    "service_tier",
-    "is_batch",
-    "is_stream",
-    "status",
-    "outcome",
-    "usage_source",
-    "upstream_request_id",
+    *QUANTITIES,
     "first_byte_ms",
-    "duration_ms",
     "proxy_us",
-    "request_bytes",
-    "response_bytes",
     "cost_usd",
     "pricing",
     "price_source",
     "price_version",
+    "started_at",
+    "day",
+    "upstream_request_id",
+    "duration_ms",
+    "request_bytes",
+    "response_bytes",
+    "key_id",
     "price_factor",
+    *Kind._fields[2:],
 )
+_summed_of = operator.itemgetter(slice(1, COLUMNS.index("cost_usd") + 1))
+_ONE = Decimal(1)
+
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +64,6 @@ class RecordResult:
     sums: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
-@dataclass(slots=True)
-class Entry:
-    """One event on its way into the ledger."""
-
-    event: UsageEvent
-    started_at: dt.datetime
-    key_id: int | None = None
-    factor: Decimal = _ONE
-    rating: Rating = UNPRICED
-
-
 def record_events(events: Sequence[UsageEvent]) -> RecordResult:
     """Record each event that is not in the ledger yet, with its price, and add it to its day: all or nothing.
 
@@ -89,18 +72,18 @@ def record_events(events: Sequence[UsageEvent]) -> RecordResult:
     fill the list of keys. A failure of the database is raised; the same events may then be given again.
     """
     usable, rejected = _usable(events)
-    entries = list({event.id: event for event in reversed(usable)}.values())
-    prepared = [Entry(event, rows.started_at(event)) for event in sorted(entries, key=lambda event: event.id)]
-    sums = in_ledger(lambda: _record(prepared)) if prepared else {}
+    entries = list({entry.event.id: entry for entry in reversed(usable)}.values())
+    sums = in_ledger(lambda: _record(entries)) if entries else {}
     recorded = sums.get("requests", 0)
     return RecordResult(recorded, len(usable) - recorded, rejected, sums)
 
 
-def _usable(events: Iterable[UsageEvent]) -> tuple[list[UsageEvent], int]:
+def _usable(events: Iterable[UsageEvent]) -> tuple[list[Entry], int]:
     usable, rejected = [], 0
+    intake = rows.Intake()
     for event in events:
         try:
-            usable.append(rows.storable(event))
+            usable.append(intake.entry(event))
         except rows.UnusableEventError as exc:
             rejected += 1
             logger.error("a usage event was not recorded: %s", exc)
@@ -108,12 +91,14 @@ def _usable(events: Iterable[UsageEvent]) -> tuple[list[UsageEvent], int]:
 
 
 def _record(entries: list[Entry]) -> dict[str, int]:
-    _attach_keys(entries)
-    rater = Rater()
+    by_kind: dict[Kind, list[Entry]] = defaultdict(list)
     for entry in entries:
-        entry.rating = rater.rate(entry.event, usage=entry.event.usage, at=entry.started_at, factor=entry.factor)
-    new_ids = _insert(entries)
-    increments = _increments(entry for entry in entries if entry.event.id in new_ids)
+        by_kind[entry.kind].append(entry)
+    keys = _keys(by_kind)
+    found = list(_rows_by_hour(by_kind, keys))
+    # In one order for every writer, so that two of them never wait for each other.
+    new_ids = _insert(sorted(row for hour in found for row in hour.rows))
+    increments = _increments(hour.only(new_ids) for hour in found)
     add_to_rollups(increments)
     return dict(zip(SUMS, map(sum, zip(*increments.values(), strict=True)), strict=True)) if increments else {}
 
@@ -121,41 +106,51 @@ def _record(entries: list[Entry]) -> dict[str, int]:
 # Keys
 
 
-def is_accepted(event: UsageEvent) -> bool:
+def is_accepted(kind: Kind) -> bool:
     """Return whether the upstream took the request, and so the key."""
-    return event.outcome != "refused" and (200 <= event.status < 400 or event.status == 101)
+    return kind.outcome != "refused" and (200 <= kind.status < 400 or kind.status == 101)
 
 
-def _attach_keys(entries: list[Entry]) -> None:
-    used: dict[str, list[Entry]] = {}
-    seen = set()
-    for entry in entries:
-        if entry.event.key_fingerprint:
-            seen.add(entry.event.key_fingerprint)
-            if is_accepted(entry.event):
-                used.setdefault(entry.event.key_fingerprint, []).append(entry)
-    keys = _locked(seen)
+def _keys(by_kind: Mapping[Kind, list[Entry]]) -> dict[str, ApiKey]:
+    """Return the keys that are known by now, their first and last use brought up to date."""
+    used: dict[str, list[Entry]] = defaultdict(list)
+    for kind, entries in by_kind.items():
+        if kind.key_fingerprint and is_accepted(kind):
+            used[kind.key_fingerprint] += entries
+    keys = _locked({kind.key_fingerprint for kind in by_kind if kind.key_fingerprint})
     if missing := sorted(used.keys() - keys.keys()):
-        hints = {fingerprint: used[fingerprint][0].event.key_hint for fingerprint in missing}
-        made = [ApiKey(fingerprint=fingerprint, hint=hints[fingerprint]) for fingerprint in missing]
+        made = [ApiKey(fingerprint=fingerprint, hint=_first(used[fingerprint]).key_hint) for fingerprint in missing]
         ApiKey.objects.bulk_create(made, ignore_conflicts=True)
         keys |= _locked(missing)
-    _mark_used({keys[fingerprint]: [entry.started_at for entry in by_key] for fingerprint, by_key in used.items()})
-    for entry in entries:
-        if key := keys.get(entry.event.key_fingerprint):
-            entry.key_id, entry.factor = key.pk, key.price_factor
+    _mark_used({keys[fingerprint]: [entry.started_us for entry in by_key] for fingerprint, by_key in used.items()})
+    return keys
+
+
+def _first(entries: Iterable[Entry]) -> UsageEvent:
+    return min((entry.event for entry in entries), key=lambda event: event.id)
+
+
+# The query set's own would be compiled anew for each batch.
+_KEYS = {
+    "sqlite": "fingerprint IN (SELECT value FROM json_each(%s)) ORDER BY id",
+    "postgresql": "fingerprint IN (SELECT json_array_elements_text(%s)) ORDER BY id FOR NO KEY UPDATE",
+}
 
 
 def _locked(fingerprints: Iterable[str]) -> dict[str, ApiKey]:
     """Return the keys that exist, locked in one order for every writer (their rows may still be referred to)."""
-    found = ApiKey.objects.filter(fingerprint__in=list(fingerprints)).order_by("pk").select_for_update(no_key=True)
+    found = ApiKey.objects.raw(
+        "SELECT id, fingerprint, price_factor, first_used_at, last_used_at "  # noqa: S608 - no data
+        f"FROM {ApiKey._meta.db_table} WHERE {_KEYS[connection.vendor]}",
+        [msgspec.json.encode(list(fingerprints)).decode()],
+    )
     return {key.fingerprint: key for key in found}
 
 
-def _mark_used(times: dict[ApiKey, list[dt.datetime]]) -> None:
+def _mark_used(times_us: dict[ApiKey, list[int]]) -> None:
     changed = []
-    for key, started in times.items():
-        first, last = min(started), max(started)
+    for key, started_us in times_us.items():
+        first, last = rows.as_time(min(started_us)), rows.as_time(max(started_us))
         if key.first_used_at is None:
             _give_default_grant(key, first)
         marks = (min(key.first_used_at or first, first), max(key.last_used_at or last, last))
@@ -180,103 +175,107 @@ def _give_default_grant(key: ApiKey, first_used_at: dt.datetime) -> None:
 # Records
 
 
-def _insert(entries: list[Entry]) -> set[str]:
-    """Insert the records that are not there yet, and return their ids."""
-    columns = bulk.columns_of(UsageRecord)
-    names = tuple(columns)
+class HourRows(NamedTuple):
+    """The rows that one group of the roll-ups sums up, of requests that all failed or all did not."""
+
+    group: Group
+    is_error: bool
+    rows: list[Row]
+
+    def only(self, ids: set[str] | None) -> HourRows:
+        """Return those of these ids; None is all."""
+        return self if ids is None else self._replace(rows=[row for row in self.rows if row[0] in ids])
+
+
+def _rows_by_hour(by_kind: Mapping[Kind, list[Entry]], keys: Mapping[str, ApiKey]) -> Iterator[HourRows]:
+    rater = current_rater()
+    calendar = rows.Calendar(zone="" if connection.vendor == "sqlite" else "+00:00")
+    for kind, entries in by_kind.items():
+        key = keys.get(kind.key_fingerprint)
+        key_id, factor = (None, _ONE) if key is None else (key.pk, key.price_factor)
+        rates = rater.rates(kind, factor=factor)
+        prices = rater.prices_of(kind.model)
+        shared = (key_id, str(factor), *kind[2:])
+        by_hour: dict[rows.Hour, list[Row]] = defaultdict(list)
+        for entry in entries:
+            rating = rates.rate(entry.event.usage, prices.at(entry.started_us))
+            hour, *texts = calendar.names_of(entry.started_us)
+            by_hour[hour].append(row_of(entry, rating, texts, shared))
+        model = rows.rolled_model(
+            model=kind.model,
+            has_key=key is not None,
+            status=kind.status,
+            outcome=kind.outcome,
+            usage_source=kind.usage_source,
+        )
+        is_error = rows.is_error(status=kind.status, outcome=kind.outcome)
+        for hour, found in by_hour.items():
+            yield HourRows(Group(key_id, *hour, model, kind.endpoint), is_error, found)
+
+
+def row_of(entry: Entry, rating: Rating, times: Iterable[str], shared: Iterable[Any]) -> Row:
+    """Return the values of COLUMNS: `times` are start and day, `shared` what begins with the key's id and factor."""
+    event = entry.event
+    return (
+        event.id,
+        *entry.quantities,
+        event.first_byte_ms,
+        entry.proxy_us,
+        *rating,
+        *times,
+        event.upstream_request_id,
+        event.duration_ms,
+        event.request_bytes,
+        event.response_bytes,
+        *shared,
+    )
+
+
+def _insert(found: list[Row]) -> set[str] | None:
+    """Insert the records that are not there yet, and return their ids; None if none was there."""
     if connection.vendor == "sqlite":
-        return _insert_alone(entries, names)
-    given = bulk.parameter((values_of(entry, names) for entry in entries), columns)
+        return _insert_alone(found)
+    types = bulk.columns_of(UsageRecord)
+    columns = {name: types[name] for name in COLUMNS}
     statement = (
         f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(columns)}) "
         f"{bulk.select_rows(columns)} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
     )
     with connection.cursor() as cursor:
-        cursor.execute(statement, [given])
+        cursor.execute(statement, [bulk.parameter(found, columns)])
         return {event_id for (event_id,) in cursor.fetchall()}
 
 
-def _insert_alone(entries: list[Entry], names: tuple[str, ...]) -> set[str]:
-    """Insert as the only writer, which a transaction is on SQLite: what is not there now is not there later.
+def _insert_alone(found: list[Row]) -> set[str] | None:
+    """Insert as the only writer, which a transaction is on SQLite: what has come since its beginning is ours.
 
     Rows one by one cost SQLite a fifth of what it costs it to take them out of JSON.
     """
     table = UsageRecord._meta.db_table
-    ids = msgspec.json.encode([entry.event.id for entry in entries]).decode()
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT event_id FROM {table} WHERE event_id IN (SELECT value FROM json_each(%s))", [ids])  # noqa: S608
-        present = {event_id for (event_id,) in cursor.fetchall()}
-        new = [entry for entry in entries if entry.event.id not in present]
-        rows = [values_of(entry, names, as_text=True) for entry in new]
-        places = ", ".join(["?"] * len(names))
-        statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})"  # noqa: S608
-        connection.connection.executemany(statement, rows)
-    return {entry.event.id for entry in new}
-
-
-def values_of(entry: Entry, columns: tuple[str, ...], *, as_text: bool = False) -> tuple[Any, ...]:
-    """Return what the record of an event holds, in the order of `columns`; dates and decimals as SQLite keeps them."""
-    event, rating = entry.event, entry.rating
-    at: Any = entry.started_at
-    day: Any = at.date()
-    factor: Any = entry.factor
-    if as_text:
-        at, day, factor = str(at.replace(tzinfo=None)), day.isoformat(), str(factor)
-    values = (
-        *rows.quantities(event.usage),
-        event.id,
-        entry.key_id,
-        at,
-        day,
-        event.endpoint,
-        event.method,
-        event.model,
-        event.service_tier,
-        event.is_batch,
-        event.is_stream,
-        event.status,
-        event.outcome,
-        event.usage_source,
-        event.upstream_request_id,
-        event.first_byte_ms,
-        event.duration_ms,
-        round(event.proxy_ms * 1000),
-        event.request_bytes,
-        event.response_bytes,
-        rating.cost_units,
-        rating.pricing.value,
-        rating.price_source,
-        rating.price_version,
-        factor,
-    )
-    return _in_order_of(columns)(values)
-
-
-@functools.cache
-def _in_order_of(columns: tuple[str, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    return operator.itemgetter(*map(_VALUES.index, columns))
-
-
-def _increments(entries: Iterable[Entry]) -> Increments:
-    added: dict[Group, list[tuple[int, ...]]] = {}
-    for entry in entries:
-        event, rating, at = entry.event, entry.rating, entry.started_at
-        model = rows.rolled_model(
-            model=event.model,
-            has_key=entry.key_id is not None,
-            status=event.status,
-            outcome=event.outcome,
-            usage_source=event.usage_source,
+        cursor.execute(f"SELECT max(rowid) FROM {table}")  # noqa: S608 - no data
+        (last,) = cursor.fetchone()
+        places = ", ".join("?" * len(COLUMNS))
+        done = connection.connection.executemany(
+            f"INSERT INTO {table} ({', '.join(COLUMNS)}) VALUES ({places}) ON CONFLICT (event_id) DO NOTHING",  # noqa: S608
+            found,
         )
-        amounts = (
-            *rows.quantities(event.usage),
-            1,
-            rows.is_error(status=event.status, outcome=event.outcome),
-            rating.pricing is Pricing.UNPRICED,
-            rating.cost_units or 0,
-            event.first_byte_ms,
-            round(event.proxy_ms * 1000),
-        )
-        group = Group(entry.key_id, at.date(), at.hour, model, event.endpoint)
-        added.setdefault(group, []).append(amounts)
-    return {group: list(map(sum, zip(*amounts, strict=True))) for group, amounts in added.items()}
+        if done.rowcount == len(found):
+            return None
+        # A new row's number is above all others: https://sqlite.org/autoinc.html
+        cursor.execute(f"SELECT event_id FROM {table} WHERE rowid > %s", [last or 0])  # noqa: S608 - no data
+        return {event_id for (event_id,) in cursor.fetchall()}
+
+
+def _increments(hours: Iterable[HourRows]) -> Increments:
+    increments: Increments = {}
+    for group, is_error, found in hours:
+        if not found:
+            continue
+        *summed, costs = zip(*map(_summed_of, found), strict=True)
+        *quantities, first_byte_ms, proxy_us = map(sum, summed)
+        requests, unpriced = len(found), costs.count(None)
+        cost_units = sum(filter(None, costs))
+        sums = [*quantities, requests, requests * is_error, unpriced, cost_units, first_byte_ms, proxy_us]
+        increments[group] = list(map(operator.add, sums, increments[group])) if group in increments else sums
+    return increments

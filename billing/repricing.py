@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 
 from django.db import connection
@@ -90,7 +89,8 @@ def _rate(rater: Rater, record: UsageRecord) -> Rating:
 
 
 def _columns(record: UsageRecord) -> Rating:
-    return Rating(record.cost_usd, Pricing(record.pricing), record.price_source, record.price_version)
+    units = None if record.cost_usd is None else usd_to_units(record.cost_usd)
+    return Rating(units, record.pricing, record.price_source, record.price_version)
 
 
 def _store(changes: list[tuple[UsageRecord, Rating]]) -> None:
@@ -98,7 +98,7 @@ def _store(changes: list[tuple[UsageRecord, Rating]]) -> None:
         return
     types = bulk.columns_of(UsageRecord)
     columns = {name: types[name] for name in ("event_id", *_RATED)}
-    given = bulk.parameter(((record.pk, *_stored(rating)) for record, rating in changes), columns)
+    given = bulk.parameter(((record.pk, *rating) for record, rating in changes), columns)
     statement = (
         f"WITH rated AS ({bulk.select_rows(columns)}) UPDATE {UsageRecord._meta.db_table} AS record "  # noqa: S608
         f"SET {', '.join(f'{name} = rated.{name}' for name in _RATED)} "
@@ -106,15 +106,6 @@ def _store(changes: list[tuple[UsageRecord, Rating]]) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute(statement, [given])
-
-
-def _units(cost_usd: Decimal | None) -> int:
-    return 0 if cost_usd is None else usd_to_units(cost_usd)
-
-
-def _stored(rating: Rating) -> tuple[int | None, str, str, str]:
-    units = None if rating.cost_usd is None else usd_to_units(rating.cost_usd)
-    return units, str(rating.pricing), rating.price_source, rating.price_version
 
 
 def _differences(changes: list[tuple[UsageRecord, Rating]]) -> Increments:
@@ -129,6 +120,7 @@ def _differences(changes: list[tuple[UsageRecord, Rating]]) -> Increments:
         )
         group = Group(record.key_id, record.day, record.started_at.astimezone(dt.UTC).hour, model, record.endpoint)
         sums = increments.setdefault(group, [0] * len(SUMS))
-        sums[_COST] += _units(rating.cost_usd) - _units(record.cost_usd)
-        sums[_UNPRICED] += (rating.pricing == Pricing.UNPRICED) - (record.pricing == Pricing.UNPRICED)
+        before = _columns(record)
+        sums[_COST] += (rating.cost_units or 0) - (before.cost_units or 0)
+        sums[_UNPRICED] += (rating.pricing == Pricing.UNPRICED) - (before.pricing == Pricing.UNPRICED)
     return increments

@@ -202,13 +202,20 @@ def _upsert(
 ) -> None:
     if not items:
         return
+    columns, statement = _upsert_statement(model, tuple(names), tuple(sums), conflict)
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [bulk.parameter(((*row, *amounts) for row, amounts in items), columns)])
+
+
+@functools.cache
+def _upsert_statement(
+    model: type[Model], names: tuple[str, ...], sums: tuple[str, ...], conflict: str
+) -> tuple[Mapping[str, str], str]:
     table = model._meta.db_table
     types = bulk.columns_of(model)
     columns = {name: types[name] for name in (*names, *sums)}
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
-    statement = (
+    return columns, (
         f"INSERT INTO {table} ({', '.join(columns)}) {bulk.select_rows(columns)} "
         f"ON CONFLICT {conflict} DO UPDATE SET {added}"
     )
-    with connection.cursor() as cursor:
-        cursor.execute(statement, [bulk.parameter(((*row, *amounts) for row, amounts in items), columns)])

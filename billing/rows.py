@@ -6,13 +6,15 @@ import datetime as dt
 import math
 import operator
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
 
 QUANTITY_MAX = 10**12
+_PROXY_MS_MAX = 10**9
+_ID_MAX_CHARS = 64
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EARLIEST_S = 1_262_304_000.0  # 2010-01-01
 _LATEST_S = 4_102_444_800.0  # 2100-01-01
@@ -39,9 +41,56 @@ _NUMBERS = {
 }
 
 
-_texts_of = operator.attrgetter(*_TEXTS)
-_numbers_of = operator.attrgetter(*_NUMBERS)
-_TEXT_SIZES, _NUMBER_SIZES = tuple(_TEXTS.values()), tuple(_NUMBERS.values())
+class Kind(NamedTuple):
+    """What events have in common that differ in time, usage, sizes and ids only: most of a batch do."""
+
+    key_fingerprint: str
+    key_hint: str
+    method: str
+    endpoint: str
+    model: str
+    service_tier: str
+    is_batch: bool
+    is_stream: bool
+    status: int
+    outcome: str
+    usage_source: str
+
+
+class Entry(NamedTuple):
+    """An event that fits into the ledger, its times as whole microseconds.
+
+    `quantities` are the columns of `billing.models.Quantities`, in their order.
+    """
+
+    event: UsageEvent
+    kind: Kind
+    started_us: int
+    proxy_us: int
+    quantities: tuple[int, ...]
+
+
+_kind_of = operator.attrgetter(*Kind._fields)
+
+
+class Intake:
+    """Takes in the events of a batch, looking at what they have in common once."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[Any, ...], Kind] = {}  # that fit as they are
+
+    def entry(self, event: UsageEvent) -> Entry:
+        """Return the event as it can be stored: see `storable`. Raises UnusableEventError."""
+        shared = _kind_of(event)
+        kind = self._kinds.get(shared)
+        if kind is None and _fits_by_kind(fresh := Kind(*shared)):
+            kind = self._kinds[shared] = fresh
+        counts = _counts_of(event.usage)
+        if kind is None or not _fits_by_itself(event, counts):
+            event = storable(event)
+            kind, counts = Kind(*_kind_of(event)), _counts_of(event.usage)
+        quantities = (*counts, round(event.usage.seconds * 1000))
+        return Entry(event, kind, round(event.started_at * 1e6), round(event.proxy_ms * 1000), quantities)
 
 
 class UnusableEventError(ValueError):
@@ -55,49 +104,93 @@ def storable(event: UsageEvent) -> UsageEvent:
     that cannot be becomes -1 (-1 ms): no price knows it, so that the record stays unpriced.
     Raises UnusableEventError.
     """
-    if not event.id or len(event.id) > 64 or _UNSTORABLE.search(event.id):
+    if not event.id or len(event.id) > _ID_MAX_CHARS or _UNSTORABLE.search(event.id):
         raise UnusableEventError("no usable id")
     if not _EARLIEST_S <= event.started_at < _LATEST_S:
         raise UnusableEventError("no usable time")
-    if event.key_fingerprint and not _FINGERPRINT.fullmatch(event.key_fingerprint):
+    if not _is_fingerprint(event.key_fingerprint):
         raise UnusableEventError("no usable fingerprint")
     if event.outcome not in OUTCOMES or event.usage_source not in USAGE_SOURCES:
         raise UnusableEventError("no usable outcome")
-    if _fits(event):
-        return event
     texts = {name: text(getattr(event, name), most_chars=most) for name, most in _TEXTS.items()}
     numbers = {name: _within(getattr(event, name), most) for name, most in _NUMBERS.items()}
-    proxy_ms = round(_within(event.proxy_ms, 10**9), 3)
+    proxy_ms = round(_within(event.proxy_ms, _PROXY_MS_MAX), 3)
     return msgspec.structs.replace(event, **texts, **numbers, proxy_ms=proxy_ms, usage=_storable_usage(event.usage))
 
 
-def _fits(event: UsageEvent) -> bool:
-    """Return whether an event can be stored as it is: nearly all can, and need not be taken apart."""
-    texts = _texts_of(event)
-    if any(map(operator.gt, map(len, texts), _TEXT_SIZES)) or _UNSTORABLE.search("".join(texts)):
-        return False
-    numbers = _numbers_of(event)
-    if min(numbers) < 0 or any(map(operator.gt, numbers, _NUMBER_SIZES)):
-        return False
-    if not 0 <= event.proxy_ms <= 10**9 or round(event.proxy_ms, 3) != event.proxy_ms:
-        return False
-    usage = event.usage
-    counts = _counts_of(usage)
-    plausible = min(counts) >= 0 and max(counts) <= QUANTITY_MAX and 0 <= usage.seconds <= QUANTITY_MAX
-    return plausible and round(usage.seconds, 3) == usage.seconds
+def _fits_by_kind(kind: Kind) -> bool:
+    """Return whether what events share can be stored as it is."""
+    texts = ((getattr(kind, name), most) for name, most in _TEXTS.items() if name in kind._fields)
+    return (
+        _is_fingerprint(kind.key_fingerprint)
+        and kind.outcome in OUTCOMES
+        and kind.usage_source in USAGE_SOURCES
+        and all(text(value, most_chars=most) == value for value, most in texts)
+        and 0 <= kind.status <= _NUMBERS["status"]
+    )
+
+
+def _fits_by_itself(event: UsageEvent, counts: tuple[int, ...]) -> bool:
+    """Return whether the rest of an event can be stored as it is: nearly always, so that none is taken apart."""
+    seconds = event.usage.seconds
+    return (
+        0 < len(event.id) <= _ID_MAX_CHARS
+        and len(event.upstream_request_id) <= _TEXTS["upstream_request_id"]
+        and (event.id + event.upstream_request_id).isprintable()  # so nothing in them is unstorable
+        and _EARLIEST_S <= event.started_at < _LATEST_S
+        and 0 <= event.first_byte_ms <= _NUMBERS["first_byte_ms"]
+        and 0 <= event.duration_ms <= _NUMBERS["duration_ms"]
+        and 0 <= event.request_bytes <= _NUMBERS["request_bytes"]
+        and 0 <= event.response_bytes <= _NUMBERS["response_bytes"]
+        and 0 <= event.proxy_ms <= _PROXY_MS_MAX
+        and _is_in_thousandths(event.proxy_ms)
+        and min(counts) >= 0
+        and max(counts) <= QUANTITY_MAX
+        and (not seconds or (0 <= seconds <= QUANTITY_MAX and _is_in_thousandths(seconds)))
+    )
+
+
+def _is_fingerprint(value: str) -> bool:
+    return not value or _FINGERPRINT.fullmatch(value) is not None
+
+
+def _is_in_thousandths(value: float) -> bool:
+    # The same as round(value, 3) == value, which takes a number apart into its digits.
+    return round(value * 1000) / 1000 == value
 
 
 def text(value: str, *, most_chars: int) -> str:
     return _UNSTORABLE.sub("�", value[:most_chars])
 
 
-def started_at(event: UsageEvent) -> dt.datetime:
-    return _EPOCH + dt.timedelta(microseconds=round(event.started_at * 1e6))
+def as_time(microseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=microseconds)
 
 
-def quantities(usage: Usage) -> tuple[int, ...]:
-    """Return the columns of `billing.models.Quantities`, in their order."""
-    return (*_counts_of(usage), round(usage.seconds * 1000))
+class Hour(NamedTuple):
+    """An hour of a day, in UTC."""
+
+    day: dt.date
+    hour: int
+
+
+class Calendar:
+    """What times are called in rows; what belongs to a second is worked out once."""
+
+    def __init__(self, *, zone: str) -> None:
+        self._zone = zone  # at the end of a time
+        self._seconds: dict[int, tuple[Hour, str, str]] = {}
+
+    def names_of(self, microseconds: int) -> tuple[Hour, str, str]:
+        """Return the hour in which so long after the epoch is, that time as text, and its day as text."""
+        second, microsecond = divmod(microseconds, 1_000_000)
+        known = self._seconds.get(second)
+        if known is None:
+            at = as_time(second * 1_000_000)
+            known = Hour(at.date(), at.hour), at.strftime("%Y-%m-%d %H:%M:%S"), at.date().isoformat()
+            self._seconds[second] = known
+        hour, text, day = known
+        return hour, f"{text}.{microsecond:06}{self._zone}" if microsecond else text + self._zone, day
 
 
 def usage_of(columns: Any) -> Usage:

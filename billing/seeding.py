@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 from django.db import connection, transaction
 
-from billing import bulk
 from billing.events import Usage, UsageEvent
 from billing.keys import fingerprint
 from billing.models import ApiKey, Grant, UsageRecord
 from billing.rating import Rater
-from billing.recording import Entry, values_of
+from billing.recording import COLUMNS, row_of
 from billing.rollups import rebuild_usage_days
+from billing.rows import Intake
 
 _RECORDS_PER_CHUNK = 50_000
 _KINDS_PER_DAY = 80
@@ -82,9 +82,8 @@ def seed_usage(
     """
     first_day = until - dt.timedelta(days=days - 1)
     key_ids = _make_keys(keys, first_used=first_day, last_used=until)
-    columns = bulk.columns_of(UsageRecord)
-    rows = _rows(random.Random(seed), records, key_ids=key_ids, first_day=first_day, days=days, columns=tuple(columns))  # noqa: S311
-    constant = tuple(name for name in columns if name not in _VARYING)
+    rows = _rows(random.Random(seed), records, key_ids=key_ids, first_day=first_day, days=days)  # noqa: S311
+    constant = tuple(name for name in COLUMNS if name not in _VARYING)
     while chunk := list(islice(rows, _RECORDS_PER_CHUNK)):
         with transaction.atomic():
             _insert(chunk, columns=(*_VARYING, *constant))
@@ -117,9 +116,7 @@ def _make_keys(count: int, *, first_used: dt.date, last_used: dt.date) -> list[i
     return key_ids
 
 
-def _rows(
-    rng: random.Random, records: int, *, key_ids: list[int], first_day: dt.date, days: int, columns: tuple[str, ...]
-) -> Iterator[_Row]:
+def _rows(rng: random.Random, records: int, *, key_ids: list[int], first_day: dt.date, days: int) -> Iterator[_Row]:
     """Yield rows in the order of time: the varying columns, and the others."""
     rater, step = Rater(), dt.timedelta(days=days) / max(records, 1)
     at = dt.datetime.combine(first_day, dt.time(), dt.UTC)
@@ -128,7 +125,7 @@ def _rows(
     for number in range(records):
         if at.date() != kinds_day:
             kinds_day = at.date()
-            kinds = [_kind(rng, rater, at, columns) for _ in range(_KINDS_PER_DAY)]
+            kinds = [_kind(rng, rater, at) for _ in range(_KINDS_PER_DAY)]
         kind = kinds[int(rng.random() * _KINDS_PER_DAY)]
         key_id = key_ids[int(rng.random() ** 3 * len(key_ids))]
         first_byte_ms = 150 + int(rng.random() ** 2 * 1500)
@@ -137,7 +134,7 @@ def _rows(
         at += step
 
 
-def _kind(rng: random.Random, rater: Rater, at: dt.datetime, columns: tuple[str, ...]) -> _Kind:
+def _kind(rng: random.Random, rater: Rater, at: dt.datetime) -> _Kind:
     endpoint, model, _ = rng.choices(_MIX, [share for *_, share in _MIX])[0]
     ending, _ = rng.choices(_ENDINGS, [share for _, share in _ENDINGS])[0]
     event = UsageEvent(
@@ -153,9 +150,10 @@ def _kind(rng: random.Random, rater: Rater, at: dt.datetime, columns: tuple[str,
     )
     if model and event.usage_source != "none":
         event = msgspec.structs.replace(event, usage=_usage(rng, is_embedding="embed" in model))
-    entry = Entry(event, at)
-    entry.rating = rater.rate(event, usage=event.usage, at=at, factor=entry.factor)
-    values = dict(zip(columns, values_of(entry, columns), strict=True))
+    entry, factor = Intake().entry(event), Decimal(1)
+    rating = rater.rate(event, usage=event.usage, at=at, factor=factor)
+    row = row_of(entry, rating, (str(at), str(at.date())), (None, factor, *entry.kind[2:]))
+    values = dict(zip(COLUMNS, row, strict=True))
     return _Kind.of(value for name, value in values.items() if name not in _VARYING)
 
 

@@ -42,16 +42,25 @@ def encode_line(event: UsageEvent) -> bytes:
     return b"%08x %b\n" % (zlib.crc32(text), text)
 
 
+def text_of(line: bytes) -> bytes | None:
+    """Return what a line, without its end, says; None if it is not what was once appended."""
+    text = line[_CHECKSUM_BYTES + 1 :]
+    return text if line.startswith(b"%08x " % zlib.crc32(text)) else None
+
+
 def is_whole(line: bytes) -> bool:
     """Return whether a line, without its end, is what was once appended."""
-    text = line[_CHECKSUM_BYTES + 1 :]
-    return line[: _CHECKSUM_BYTES + 1] == b"%08x " % zlib.crc32(text)
+    return text_of(line) is not None
 
 
 def decode_line(line: bytes) -> UsageEvent | None:
     """Return the event of a whole line, None if this version cannot read it."""
+    return _event_of(line[_CHECKSUM_BYTES + 1 :])
+
+
+def _event_of(text: bytes) -> UsageEvent | None:
     try:
-        return _decoder.decode(line[_CHECKSUM_BYTES + 1 :])
+        return _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
@@ -164,9 +173,10 @@ class Segment:
             if len(events) == most_events:
                 break
             offset += len(line) + 1
-            if not is_whole(line):
+            text = text_of(line)
+            if text is None:
                 corrupt += 1
-            elif (event := decode_line(line)) is None:
+            elif (event := _event_of(text)) is None:
                 unreadable.append(line + b"\n")
             else:
                 events.append(event)

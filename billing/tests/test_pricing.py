@@ -6,17 +6,21 @@ from decimal import Decimal
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.events import Usage
+from billing.fields import usd_to_units
 from billing.list_prices import list_price
 from billing.pricing import (
     FALLBACKS,
     MAX_MODEL_LENGTH,
     MAX_QUANTITY,
     TOKEN_PRICES,
+    UNIT_PRICES,
     LongContext,
     Price,
+    Tariff,
     cost_of,
     lookup_order,
 )
@@ -218,6 +222,52 @@ def test_every_amount_is_a_decimal(usage: Usage, price: Price, seconds: float, c
     costing = cost_of(Usage(**counted, seconds=seconds, characters=characters), priced)
     assert isinstance(costing.amount_usd, D)
     assert all(isinstance(part, D) for part in costing.parts.values())
+
+
+gaps = st.none() | amounts
+plain_prices = st.builds(Price, **{name: gaps for name in (*TOKEN_PRICES, *UNIT_PRICES)})  # type: ignore[arg-type]
+any_prices = st.builds(
+    Price,
+    **{name: gaps for name in (*TOKEN_PRICES, *UNIT_PRICES)},  # type: ignore[arg-type]
+    long_context=st.lists(
+        st.builds(LongContext, st.integers(0, 1000), st.dictionaries(st.sampled_from(TOKEN_PRICES), amounts)),
+        max_size=2,
+    ).map(tuple),
+    batch=st.none() | plain_prices,
+    batch_factor=st.none() | factors,
+    service_tiers=st.dictionaries(st.sampled_from(["flex", "priority"]), factors | plain_prices, max_size=2),
+)
+few = st.sampled_from([0, 0, 0, 1, 3, 500, 12_345, MAX_QUANTITY, MAX_QUANTITY + 1, -1])
+any_usages = st.builds(
+    Usage,
+    **{name: few for name in Usage.__struct_fields__ if name != "seconds"},  # type: ignore[arg-type]
+    seconds=st.sampled_from([0.0, 0.0, 1.5, -1.0, float("nan"), float("inf")]),
+)
+
+
+@examples(max_examples=500)
+@given(
+    st.lists(any_usages | token_usages, min_size=1, max_size=4),
+    full_prices | any_prices,
+    factors,
+    st.booleans(),
+    st.sampled_from(["", "auto", "Flex ", "priority", "batch", "turbo"]),
+    st.integers(0, 1),
+)
+def test_a_tariff_costs_to_the_last_unit_what_the_price_does(
+    usages: list[Usage], price: Price, factor: Decimal, is_batch: bool, tier: str, requests: int
+) -> None:
+    tariff = Tariff(price, factor=factor, is_batch=is_batch, service_tier=tier, requests=requests)
+    for usage in usages:
+        amount = cost_of(
+            usage, price, factor=factor, is_batch=is_batch, service_tier=tier, requests=requests
+        ).amount_usd
+        assert tariff.units_of(usage) == (None if amount is None else usd_to_units(amount))
+
+
+def test_a_tariff_rounds_half_a_unit_up() -> None:
+    tariff = Tariff(Price(input=D("0.05")))
+    assert [tariff.units_of(Usage(input_tokens=tokens)) for tokens in (1, 2, 3)] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("amount", [0.5, 1, "1", D("-1"), D("NaN"), D("Infinity"), D("1e10")])

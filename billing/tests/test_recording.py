@@ -107,12 +107,57 @@ def test_an_operators_price_goes_before_the_list_from_its_date_on() -> None:
     assert list(found) == [(Decimal("0.15"), "list"), (1, "own"), (2, "own")]
 
 
+def test_a_price_may_begin_between_two_requests_of_a_second() -> None:
+    for microsecond, rate in ((0, 1), (300_000, 2), (700_000, 1)):
+        ModelPrice.objects.create(model="mine", valid_from=NOW.replace(microsecond=microsecond), input=Decimal(rate))
+    usage = Usage(input_tokens=1_000_000)
+    given = [0, 299_999, 300_000, 699_999, 700_000, 999_999]
+    record_events([event(at=NOW.replace(microsecond=each), model="mine", usage=usage) for each in given])
+    assert list(UsageRecord.objects.order_by("started_at").values_list("cost_usd", flat=True)) == [1, 1, 2, 2, 1, 1]
+
+
 def test_an_operators_pattern_prices_what_begins_like_it_and_the_longest_wins() -> None:
     for name, rate in (("llama-*", 1), ("llama-4-*", 2), ("llama-4-scout", 3)):
         ModelPrice.objects.create(model=name, valid_from=NOW, input=Decimal(rate))
     models = ("llama-3", "llama-4-maverick", "llama-4-scout")
     record_events([event(model=name, usage=Usage(input_tokens=1_000_000)) for name in models])
     assert dict(UsageRecord.objects.values_list("model", "cost_usd")) == dict(zip(models, (1, 2, 3), strict=True))
+
+
+def test_a_price_or_factor_that_changes_between_two_batches_counts_from_the_next() -> None:
+    usage = Usage(input_tokens=1_000_000)
+    costs = []
+    for rate in (1, 2):
+        ModelPrice.objects.update_or_create(model="mine", valid_from=NOW, defaults={"input": Decimal(rate)})
+        record_events([event(id=f"rate {rate}", model="mine", usage=usage)])
+        costs.append(UsageRecord.objects.get(pk=f"rate {rate}").cost_usd)
+    ApiKey.objects.update(price_factor=Decimal("0.5"))
+    record_events([event(id="factor", model="mine", usage=usage)])
+    ModelPrice.objects.all().delete()
+    record_events([event(id="none", model="mine", usage=usage)])
+    costs += [UsageRecord.objects.get(pk=pk).cost_usd for pk in ("factor", "none")]
+    assert costs == [1, 2, 1, None]
+
+
+def test_events_alike_but_in_their_times_and_sizes_keep_each_their_own() -> None:
+    later = [0, 1, 0.000001, 3599, 3600, 86_400]
+    given = [event(at=NOW + dt.timedelta(seconds=s), proxy_ms=n / 1000, request_bytes=n) for n, s in enumerate(later)]
+    record_events(given)
+    found = UsageRecord.objects.order_by("request_bytes").values_list("started_at", "day", "proxy_us")
+    times = [NOW + dt.timedelta(seconds=s) for s in later]
+    assert list(found) == [(at, at.date(), n) for n, at in enumerate(times)]
+    assert list(UsageHour.objects.order_by("day", "hour").values_list("hour", "requests")) == [
+        (12, 4),
+        (13, 1),
+        (12, 1),
+    ]
+
+
+def test_one_odd_event_among_others_like_it_is_made_to_fit_alone() -> None:
+    odd = event(upstream_request_id="a\x07b", proxy_ms=0.1234567, usage=Usage(input_tokens=-5))
+    record_events([event(upstream_request_id="fine"), odd, event(upstream_request_id="fine")])
+    found = sorted(UsageRecord.objects.values_list("upstream_request_id", "proxy_us", "input_tokens", "pricing"))
+    assert found == [("a�b", 123, -1, "unpriced"), *[("fine", 250, 1000, "priced")] * 2]
 
 
 def test_a_keys_factor_is_in_its_cost_and_in_the_record() -> None:
