@@ -47,7 +47,7 @@ from gateway.sandbox.transport import MOST_BODY_BYTES
 from gateway.sandbox.trouble import TROUBLE_MODELS, Manner
 
 NO_PAUSE = Pace(event_s=0, slow_first_s=0, slow_event_s=0)
-PATIENCE_S = 10  # only a failing test waits so long
+PATIENCE_S = 60  # only a failing test waits so long
 BASE = "https://sandbox.invalid"
 HELLO = [{"role": "user", "content": "Hello 你好 👩‍👩‍👧"}]
 WEATHER = {
