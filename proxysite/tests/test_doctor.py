@@ -71,7 +71,7 @@ def run(proxy: LiveProxy, *arguments: str, stdin: str = "", **environment: str) 
         env=proxy.environment | environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         input=stdin,
     )
 
