@@ -14,7 +14,7 @@ from deploy.tests.traffic import MESSAGES, MODEL, Numbered, new_client, recorded
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import FakeUpstream, Gate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STREAMS = 20
 KEY = {"authorization": "Bearer sk-upgrade"}

@@ -29,12 +29,12 @@ def trust(topology: Topology) -> ssl.SSLContext:
 
 
 def new_client(topology: Topology, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=topology.url, verify=trust(topology), trust_env=False, timeout=30, **options)
+    return httpx.Client(base_url=topology.url, verify=trust(topology), trust_env=False, timeout=PATIENCE_S, **options)
 
 
 def new_sdk(topology: Topology, key: str, **options: Any) -> OpenAI:
     http = httpx.Client(verify=trust(topology), trust_env=False)
-    options = {"max_retries": 0, "timeout": 30, **options}
+    options = {"max_retries": 0, "timeout": PATIENCE_S, **options}
     return OpenAI(api_key=key, base_url=f"{topology.url}/v1", http_client=http, **options)
 
 
