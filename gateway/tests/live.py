@@ -202,7 +202,7 @@ def free_port() -> int:
 
 def _own_ports() -> Iterator[int]:
     first_handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(10_000, max(first_handed_out, 20_000))
+    ports = range(10_100, max(first_handed_out, 20_000))  # above the last that a browser refuses to ask
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     own = ports[worker % workers :: workers]

@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
     path = chromium_path()
     with sync_playwright() as playwright:
         # No sandbox: containers in which tests run as root have none to offer.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=_PATIENCE_MS)
         yield started
         started.close()
 
