@@ -17,7 +17,7 @@ from openai import OpenAI
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import Exchange, Gate
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # only a failing test waits so long
 MODEL = "gpt-4o-mini"
 MILLION = 1_000_000
 USD_EACH = 0.75  # of one answer of `Numbered`
@@ -68,7 +68,7 @@ class Numbered:
         await exchange.events(answer | delta, done=False)
         self.begun += 1
         if self._gate is not None:
-            await self._gate.wait(PATIENCE_S)
+            await self._gate.wait(5 * PATIENCE_S)  # while a busy machine starts gateways, perhaps
         await exchange.events(answer | delta, answer | {"choices": [], "usage": usage})
         await exchange.end_stream()
 

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.tests.fake_realtime import RealtimeUpstream
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
-from gateway.tests.limited import limited_proxy, spent_by
+from gateway.tests.limited import limited_proxy, spent_by, wait_until_counting
 from gateway.tests.live import ROOT, LiveProxy, free_port, new_client
 from gateway.tests.test_limits import REDIS_URL, needs_redis
 
@@ -381,6 +381,7 @@ def test_a_restart_forgets_nothing(proxy: LiveProxy, upstream: FakeUpstream) -> 
         pass
     proxy.stop()
     proxy.start()
+    wait_until_counting(proxy)
     assert ask(proxy, CENT, json={"max_tokens": 500}).status_code == 429
 
 
@@ -689,6 +690,7 @@ def test_a_redis_that_falls_silent_is_no_outage_unless_that_is_wanted(upstream: 
             status = client.post(f"{proxy.url}/v1/chat/completions", json=CHAT, headers=headers).status_code
             return status, time.perf_counter() - began
 
+        wait_until_counting(proxy)
         assert [timed()[0] for _ in range(6)] == [200] * 5 + [429]
         switch.is_silent = True
         found = [timed() for _ in range(20)]
