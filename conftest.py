@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before Django reads its settings: tests must not touch a developer's own var/.
 os.environ["VAR_DIR"] = tempfile.mkdtemp(prefix="proxysite-tests-")
+# Nor one another's keys in a Redis that they share.
+os.environ["REDIS_KEY_PREFIX"] = Path(os.environ["VAR_DIR"]).name
 
 from gateway.tests.fake_upstream import FakeUpstream, echo
 from gateway.tests.live import LiveProxy
 
 pytest_plugins = ["proxysite.tests.browser"]
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+_DAY_S = 24 * 3600
+_LAST_OF_A_DAY_S = 90
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let a day that is about to end do so: what a test has recorded today must be of today when it looks."""
+    left_s = _DAY_S - time.time() % _DAY_S
+    if left_s < _LAST_OF_A_DAY_S:
+        time.sleep(left_s + 0.1)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from billing.tests.test_recording import SAMPLE_COST, day_rows
 
 pytestmark = pytest.mark.django_db
 DAY = dt.timedelta(days=1)
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -107,12 +108,12 @@ def test_with_redis_gateways_hear_of_it_at_once(
     settings.REDIS_URL = redis_url
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as listener:
         listener.subscribe(policy.CHANNEL)
-        assert listener.get_message(timeout=5) is not None
+        assert listener.get_message(timeout=PATIENCE_S) is not None
         with django_capture_on_commit_callbacks(execute=True):
             block_key(key)
-        message = listener.get_message(timeout=5)
-    assert message is not None
-    assert message["data"].decode() == policy.version()
+        # Others may speak there, too.
+        heard = iter(lambda: listener.get_message(timeout=PATIENCE_S), None)
+        assert policy.version() in (message["data"].decode() for message in heard)
 
 
 def test_a_redis_that_is_away_does_not_stop_the_click(

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from deploy import programs
+from deploy import topology as topologies
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import FakeUpstream, echo
+from gateway.tests.live import free_port
+
+# A topology binds its ports up to a minute after it has found them free: none may be one that the system hands out.
+topologies.free_port = free_port
 
 
 def require_programs() -> None:

@@ -16,7 +16,7 @@ from deploy.topology import HEALTHY_WITHIN_S, ROOT, Topology
 from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.live import LiveProxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KEYS = ["sk-backup-first", "sk-backup-second"]
 BODY = {"model": MODEL, "messages": MESSAGES}

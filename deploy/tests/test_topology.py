@@ -27,7 +27,7 @@ from deploy.tests.traffic import (
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_openais_sdk_streams_and_does_not_stream(topology: Topology, topology_upstream: FakeUpstream) -> None:
@@ -128,11 +128,11 @@ def test_a_clients_claims_about_its_address_are_not_believed(topology: Topology)
 
     def client_at(address: str) -> httpx.Client:
         transport = httpx.HTTPTransport(verify=trust(topology), local_address=address)
-        return httpx.Client(base_url=topology.url, transport=transport, timeout=30)
+        return httpx.Client(base_url=topology.url, transport=transport, timeout=PATIENCE_S)
 
     with client_at("127.0.0.2") as first, client_at("127.0.0.3") as second:
-        statuses = [ask(first, f"10.0.{number // 250}.{number % 250}") for number in range(150)]
-        assert 429 in statuses
+        # Sixty in a minute, however slow the machine.
+        assert any(ask(first, f"10.0.{number // 250}.{number % 250}") == 429 for number in range(600))
         # Its neighbour has a limit of its own: nginx's word on the address is believed.
         assert ask(second, "10.1.1.1") != 429
 

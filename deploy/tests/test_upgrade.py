@@ -10,11 +10,11 @@ import httpx2 as httpx
 import pytest
 
 from deploy.tests.conftest import require_programs
-from deploy.tests.traffic import MESSAGES, MODEL, Numbered, new_client, recorded, wait_until
+from deploy.tests.traffic import MESSAGES, MODEL, PATIENCE_S, Numbered, new_client, recorded, wait_until
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import FakeUpstream, Gate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STREAMS = 20
 KEY = {"authorization": "Bearer sk-upgrade"}
@@ -71,7 +71,7 @@ class Asking:
 def stream_to_its_end(topology: Topology) -> bytes:
     body = {"model": MODEL, "messages": MESSAGES, "stream": True}
     with new_client(topology) as client:
-        return client.post("/v1/chat/completions", json=body, headers=KEY, timeout=120).content
+        return client.post("/v1/chat/completions", json=body, headers=KEY, timeout=5 * PATIENCE_S).content
 
 
 def test_a_rolling_upgrade_keeps_streams_and_refuses_nothing(upstreams: tuple[FakeUpstream, FakeUpstream]) -> None:
@@ -101,8 +101,8 @@ def test_a_rolling_upgrade_keeps_streams_and_refuses_nothing(upstreams: tuple[Fa
                 before = len(old_upstream.requests)
                 asking.wait_for_more(20)
                 gate.open()
-                answers = [stream.result(60) for stream in streams]
-            assert [gateway.wait(60) for gateway in old] == [0, 0]
+                answers = [stream.result(PATIENCE_S) for stream in streams]
+            assert [gateway.wait(PATIENCE_S) for gateway in old] == [0, 0]
         assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
         assert asking.failures == []
         assert len(old_upstream.requests) == before

@@ -17,7 +17,7 @@ from openai import OpenAI
 from deploy.topology import Topology
 from gateway.tests.fake_upstream import Exchange, Gate
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # only a failing test waits so long
 MODEL = "gpt-4o-mini"
 MILLION = 1_000_000
 USD_EACH = 0.75  # of one answer of `Numbered`
@@ -29,12 +29,12 @@ def trust(topology: Topology) -> ssl.SSLContext:
 
 
 def new_client(topology: Topology, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=topology.url, verify=trust(topology), trust_env=False, timeout=30, **options)
+    return httpx.Client(base_url=topology.url, verify=trust(topology), trust_env=False, timeout=PATIENCE_S, **options)
 
 
 def new_sdk(topology: Topology, key: str, **options: Any) -> OpenAI:
     http = httpx.Client(verify=trust(topology), trust_env=False)
-    options = {"max_retries": 0, "timeout": 30, **options}
+    options = {"max_retries": 0, "timeout": PATIENCE_S, **options}
     return OpenAI(api_key=key, base_url=f"{topology.url}/v1", http_client=http, **options)
 
 
@@ -68,7 +68,7 @@ class Numbered:
         await exchange.events(answer | delta, done=False)
         self.begun += 1
         if self._gate is not None:
-            await self._gate.wait(PATIENCE_S)
+            await self._gate.wait(5 * PATIENCE_S)  # while a busy machine starts gateways, perhaps
         await exchange.events(answer | delta, answer | {"choices": [], "usage": usage})
         await exchange.end_stream()
 

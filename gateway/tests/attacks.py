@@ -19,7 +19,8 @@ from gateway.tests.live import LiveProxy
 
 MIB = 1 << 20
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-ANSWERED_WITHIN_S = 20.0
+# How long another client may have to wait: a second at most where nothing else runs.
+ANSWERED_WITHIN_S = 30.0
 
 
 @dataclass
@@ -48,8 +49,9 @@ def ledger_of(proxy: LiveProxy) -> int:
     worker = worker_of(proxy)
     for children in Path(f"/proc/{worker}/task").glob("*/children"):
         for pid in children.read_text().split():
-            if b"proxysite.ledger_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
+            with contextlib.suppress(OSError):  # gone since it was listed
+                if b"proxysite.ledger_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
     raise AssertionError("the worker has no process for its ledger")
 
 
@@ -103,7 +105,7 @@ def _ask_on(proxy: LiveProxy, cost: Cost, over: threading.Event) -> None:
         over.wait(0.02)
 
 
-def _wait_for(is_so: object, timeout_s: float = 30.0) -> None:
+def _wait_for(is_so: object, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():  # type: ignore[operator]
         assert time.monotonic() < deadline

@@ -7,6 +7,8 @@ import base64
 import contextlib
 import threading
 
+PATIENCE_S = 60.0
+
 
 class EgressProxy:
     """Runs on a thread with a loop of its own; `asked_for` holds each host as the client named it."""
@@ -27,13 +29,13 @@ class EgressProxy:
 
     def __enter__(self) -> EgressProxy:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(PATIENCE_S):
             raise RuntimeError("the egress proxy did not start")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

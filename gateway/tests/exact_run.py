@@ -22,7 +22,7 @@ Sums = dict[tuple[Any, ...], list[int]]
 
 SANDBOX_KEY = Key("sk-sandbox", granted=Decimal(3))
 DEFAULT_GRANT_USD = Decimal("0.25")
-_PATIENCE_S = 110.0
+_PATIENCE_S = 600.0
 # The sandbox writes as slowly as a model.
 _SANDBOX_THREADS = 8
 _RECORDS = (
@@ -134,7 +134,7 @@ def carry_out(plans: list[Plan], *, sandbox_requests: int, workers: int) -> Run:
         seen, sandbox = _send(proxy, upstream, counting, sandbox_requests)
         assert not upstream.failures
         expected = len(plans) + len(sandbox)
-        proxy.wait_for_rows("SELECT event_id FROM billing_usagerecord", expected)
+        proxy.wait_for_rows("SELECT event_id FROM billing_usagerecord", expected, _PATIENCE_S)
         keys = (*KEYS, SANDBOX_KEY)
         balances = {key: _ask_ledger(proxy, key, "/pro/balance") for key in keys}
         usages = {key: _ask_ledger(proxy, key, "/pro/usage") for key in keys}

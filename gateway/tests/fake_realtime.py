@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 
 Script = Callable[[ServerConnection], Awaitable[None]]
 MIB = 1 << 20
+PATIENCE_S = 60.0  # only a failing test waits so long
 
 
 async def echo(websocket: ServerConnection) -> None:
@@ -49,13 +50,13 @@ class RealtimeUpstream:
 
     def __enter__(self) -> RealtimeUpstream:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(PATIENCE_S):
             raise RuntimeError("the fake upstream did not start")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
 
     def play(self, script: Script = echo) -> None:
         self.script = script
@@ -70,11 +71,11 @@ class RealtimeUpstream:
     def url(self) -> str:
         return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
-    async def next_close(self, timeout_s: float = 10.0) -> tuple[int | None, str | None]:
+    async def next_close(self, timeout_s: float = PATIENCE_S) -> tuple[int | None, str | None]:
         """Return code and reason with which the next connection ended, as the upstream saw it."""
         return await asyncio.to_thread(self.closed.get, True, timeout_s)
 
-    def wait_until_idle(self, timeout_s: float = 20.0) -> bool:
+    def wait_until_idle(self, timeout_s: float = PATIENCE_S) -> bool:
         """Wait until every connection has ended and stands in `closed`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout_s)
@@ -84,7 +85,7 @@ class RealtimeUpstream:
             self._open += change
             self._changed.notify_all()
 
-    async def next_signal(self, timeout_s: float = 10.0) -> object:
+    async def next_signal(self, timeout_s: float = PATIENCE_S) -> object:
         return await asyncio.to_thread(self.signals.get, True, timeout_s)
 
     async def _serve(self) -> None:
@@ -98,6 +99,7 @@ class RealtimeUpstream:
             max_size=None,
             max_queue=1,
             ping_interval=None,
+            open_timeout=PATIENCE_S,
             process_request=lambda connection, request: self._asked(request),
             process_response=lambda connection, request, response: self._answering(response),
             select_subprotocol=lambda connection, offers: self._selected(),

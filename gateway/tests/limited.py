@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 from billing import keys
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import PATIENCE_S, LiveProxy
 
 _DECIDE = """
 import json, sys
@@ -31,6 +32,19 @@ def decide(proxy: LiveProxy, decided: dict[str, dict[str, Any]]) -> None:
     proxy.manage("shell", "-v0", "-c", _DECIDE.format(decided=json.dumps(decided)))
 
 
+def wait_until_counting(proxy: LiveProxy) -> None:
+    """Return once all workers are there and none counts its store as away: on a busy machine Redis may be late."""
+    workers = float(proxy.environment.get("WORKERS", "1"))
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        lines = proxy.get("/metrics").text.splitlines()
+        said = dict(line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        if float(said["proxysite_workers"]) >= workers and float(said["proxysite_limits_away"]) == 0:
+            return
+        assert time.monotonic() < deadline, proxy.log[-3000:]
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Iterator[LiveProxy]:
     """Serve with what is decided of some keys; with `REDIS_URL` "" in memory."""
@@ -40,6 +54,7 @@ def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Ite
         proxy.setup_output = proxy.manage("setup")
         decide(proxy, decided)
         proxy.start()
+        wait_until_counting(proxy)
         yield proxy
     finally:
         proxy.__exit__()

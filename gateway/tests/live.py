@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 ROOT = Path(__file__).resolve().parents[2]
-START_PATIENCE_S = 60.0
+# Only a failing test waits so long.
+START_PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 # What a developer may have set for a proxy of his own must not reach the one under test.
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TMPDIR", "DATABASE_URL", "REDIS_URL", "CI")
 
@@ -92,7 +96,7 @@ class LiveProxy:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         if done.returncode != 0:
             raise RuntimeError(f"manage.py {arguments[0]} failed:\n{done.stdout}{done.stderr}")
@@ -106,7 +110,7 @@ class LiveProxy:
         with contextlib.closing(sqlite3.connect(self.var_dir / "db.sqlite3", timeout=20)) as connection:
             return connection.execute(statement).fetchall()
 
-    def wait_for_rows(self, statement: str, count: int, timeout_s: float = 30.0) -> list[tuple[Any, ...]]:
+    def wait_for_rows(self, statement: str, count: int, timeout_s: float = PATIENCE_S) -> list[tuple[Any, ...]]:
         """Return the rows once there are `count` of them: the journal is flushed every now and then."""
         deadline = time.monotonic() + timeout_s
         while len(found := self.rows(statement)) < count:
@@ -132,11 +136,11 @@ class LiveProxy:
             time.sleep(0.05)
 
     def _is_alive(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/healthz", timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
         return False
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM, *, timeout_s: float = 40.0) -> int | None:
+    def stop(self, sig: signal.Signals = signal.SIGTERM, *, timeout_s: float = PATIENCE_S) -> int | None:
         """Send a signal to the master and return its exit code once it has ended."""
         if self.process is None:
             return None
@@ -146,7 +150,7 @@ class LiveProxy:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            return self.process.wait(10)
+            return self.process.wait(PATIENCE_S)
 
     @property
     def log(self) -> str:
@@ -174,17 +178,36 @@ class LiveProxy:
     def post(self, target: str, **options: Any) -> httpx.Response:
         return self.request("POST", target, **options)
 
-    def connect(self, timeout_s: float = 20.0) -> socket.socket:
+    def connect(self, timeout_s: float = PATIENCE_S) -> socket.socket:
         """Return a raw connection, for bytes that no HTTP library would send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
 
 def new_client() -> httpx.Client:
     # Unverified because it is cheap: loading the system's roots takes longer than most tests.
-    return httpx.Client(verify=False, trust_env=False, timeout=30)
+    return httpx.Client(verify=False, trust_env=False, timeout=PATIENCE_S)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody else is given until somebody binds it, seconds later perhaps.
+
+    None of those that the system hands out by itself, and none of another test worker's.
+    """
+    while True:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _own_ports() -> Iterator[int]:
+    first_handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(10_100, max(first_handed_out, 20_000))  # above the last that a browser refuses to ask
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = ports[worker % workers :: workers]
+    start = secrets.randbelow(len(own))
+    return itertools.cycle([*own[start:], *own[:start]])
+
+
+_ports = _own_ports()

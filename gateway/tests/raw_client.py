@@ -25,7 +25,7 @@ class RawAnswer:
 class RawClient:
     """One connection to the proxy."""
 
-    def __init__(self, proxy: LiveProxy, timeout_s: float = 20.0) -> None:
+    def __init__(self, proxy: LiveProxy, timeout_s: float = 60.0) -> None:
         self.socket = proxy.connect(timeout_s)
         self._data = b""
         self._ended = ""

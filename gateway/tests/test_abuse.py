@@ -26,11 +26,15 @@ from gateway.tests.attacks import (
     memory_of,
     worker_of,
 )
+from gateway.tests.calls import LEFT_WITHIN_S
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.tests.live import LiveProxy, new_client
 from gateway.tests.raw_client import RawClient
 
 HEADER_TIMEOUT_S = 3
+# On a busy machine others wait for that long at most, where milliseconds are usual.
+HELD_UP_S = 10.0
+PATIENCE_S = 50.0  # less than any limit of production's that would end a connection too
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 SOCKETS = 40
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
@@ -65,11 +69,11 @@ def test_heads_that_hardly_come_end_with_their_time(target: LiveProxy) -> None:
     with attacked(target) as cost, Crowd(target) as crowd:
         began_s = time.monotonic()
         crowd.join(500, b"GET /v1/models HTTP/1.1\r\nHost: h\r\n")
-        while crowd.send(b"X: y\r\n") and time.monotonic() - began_s < 5 * HEADER_TIMEOUT_S:
+        while crowd.send(b"X: y\r\n") and time.monotonic() - began_s < 2 * PATIENCE_S:
             time.sleep(0.05)
-        # Each byte that came moved no deadline.
-        assert time.monotonic() - began_s < 3 * HEADER_TIMEOUT_S
-        crowd.wait_until_closed(5)
+        # Each byte that came moved no deadline: they would go on for ever.
+        assert time.monotonic() - began_s < PATIENCE_S
+        crowd.wait_until_closed(PATIENCE_S)
     assert cost.peak_bytes < 20 * MIB, cost
 
 
@@ -77,7 +81,7 @@ def test_connections_that_say_nothing_cost_little_and_end(target: LiveProxy) -> 
     before = descriptors_of(worker_of(target))
     with attacked(target) as cost, Crowd(target) as crowd:
         crowd.join(1000)
-        crowd.wait_until_closed(4 * HEADER_TIMEOUT_S)
+        crowd.wait_until_closed(PATIENCE_S)
     assert cost.peak_bytes < 1000 * 30_000, cost
     assert descriptors_of(worker_of(target)) < before + 10
 
@@ -85,7 +89,7 @@ def test_connections_that_say_nothing_cost_little_and_end(target: LiveProxy) -> 
 def test_heads_of_many_fields_are_refused_before_they_cost_much(target: LiveProxy) -> None:
     with attacked(target) as cost, Crowd(target) as crowd:
         crowd.join(50, b"GET /v1/models HTTP/1.1\r\nHost: h\r\n" + b"ab:\r\n" * 12_000)
-        crowd.wait_until_closed(4 * HEADER_TIMEOUT_S)
+        crowd.wait_until_closed(PATIENCE_S)
     assert cost.peak_bytes < 15 * MIB, cost
 
 
@@ -114,7 +118,7 @@ def test_pipelined_requests_wait_in_small_number(target: LiveProxy, upstream: Fa
             crowd.join(
                 40, b"GET /v1/stall HTTP/1.1\r\nHost: h\r\n\r\n" + b"GET /v1/a HTTP/1.1\r\nHost: h\r\n\r\n" * 6000
             )
-            crowd.wait_until_closed(10)
+            crowd.wait_until_closed(PATIENCE_S)
     finally:
         gate.open()
     assert cost.peak_bytes < 15 * MIB, cost
@@ -131,8 +135,8 @@ def test_a_client_that_leaves_behind_a_pipelined_request_is_noticed(target: Live
     upstream.script = script
     with RawClient(target) as client:
         client.send(b"GET /v1/first HTTP/1.1\r\nHost: h\r\n\r\nGET /v1/second HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert upstream.signals.get(timeout=10) == "asked"
-    assert upstream.signals.get(timeout=10) < 5  # type: ignore[operator]
+        assert upstream.signals.get(timeout=PATIENCE_S) == "asked"
+    assert upstream.signals.get(timeout=PATIENCE_S) < LEFT_WITHIN_S  # type: ignore[operator]
 
 
 BODILESS = {
@@ -213,7 +217,7 @@ def test_a_body_made_to_be_hard_to_read_passes_and_holds_nobody_up(
             assert answer.status_code == 200
     assert sizes == [pytest.approx(len(BOMBS[kind]), abs=100)] * 3
     assert cost.peak_bytes < 80 * MIB, cost
-    assert cost.slowest_s < 3, cost
+    assert cost.slowest_s < HELD_UP_S, cost
 
 
 # Answers
@@ -250,7 +254,7 @@ def test_a_bomb_in_a_compressed_answer_costs_a_bounded_amount(
                 # Unpacked for the client's sake, it is given up; as it came, it passes.
                 assert (answer.end != "whole") if is_stream else (answer.body == packed)
     assert cost.peak_bytes < 60 * MIB, cost
-    assert cost.slowest_s < 3, cost
+    assert cost.slowest_s < HELD_UP_S, cost
 
 
 ENDLESS = {
@@ -287,7 +291,7 @@ def test_an_event_without_end_passes_and_costs_a_bounded_amount(
         received = sum(map(len, answer.iter_raw()))
     assert received == pieces * len(piece)
     assert cost.peak_bytes < 30 * MIB, cost
-    assert cost.slowest_s < 3, cost
+    assert cost.slowest_s < HELD_UP_S, cost
 
 
 # WebSockets
@@ -319,7 +323,7 @@ def test_websockets_that_flood_an_upstream_that_does_not_read_cost_a_bounded_amo
         accept = accept_key(exchange.request.value("sec-websocket-key") or "")
         lines = ["HTTP/1.1 101 Yes", "Upgrade: websocket", "Connection: upgrade", f"Sec-WebSocket-Accept: {accept}"]
         await exchange.send("\r\n".join([*lines, "", ""]).encode())
-        await gate.wait(60)
+        await gate.wait(300)
         exchange.abort()
 
     upstream.script = script
@@ -334,7 +338,7 @@ def test_websockets_that_flood_an_upstream_that_does_not_read_cost_a_bounded_amo
     finally:
         gate.open()
     assert cost.peak_bytes < SOCKETS * 1.5 * MIB, cost
-    assert cost.slowest_s < 3, cost
+    assert cost.slowest_s < HELD_UP_S, cost
     assert "Traceback" not in target.log, target.log[-3000:]
 
 
@@ -368,7 +372,7 @@ def test_keys_that_the_upstream_refuses_leave_records_and_nothing_else(
     with attacked(target) as cost:
         ask_with(target, 1500)
     found = "SELECT 1 FROM billing_usagerecord WHERE status = 401 AND endpoint = '/v1/chat/completions'"
-    assert len(target.wait_for_rows(found, 1500)) == 1500
+    assert len(target.wait_for_rows(found, 1500, 240)) == 1500
     after = [target.rows(f"SELECT count(*) FROM {table}")[0][0] for table in tables]
     assert after[:3] == before[:3]
     assert after[3] <= before[3] + 2  # one for all of them together, and the bystander's
@@ -385,12 +389,12 @@ def test_memory_does_not_grow_with_the_keys_that_an_upstream_accepts(target: Liv
     found = "SELECT 1 FROM billing_apikey WHERE hint LIKE 'sk-…%'"
     known = len(target.rows(found))
     ask_with(target, 2000)
-    target.wait_for_rows(found, known + 2000)
+    target.wait_for_rows(found, known + 2000, 240)
     grown = []
     before = {name: memory_of(pid) for name, pid in (("worker", worker_of(target)), ("ledger", ledger_of(target)))}
     with attacked(target):
         ask_with(target, 4000, first=2000)
-        target.wait_for_rows(found, known + 6000)
+        target.wait_for_rows(found, known + 6000, 240)
     for name, pid in (("worker", worker_of(target)), ("ledger", ledger_of(target))):
         grown.append((name, memory_of(pid) - before[name]))
     # SQLite's cache of pages fills meanwhile.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.answer import Answer
 from gateway.connection import Connection, ReadBuffer
-from gateway.tests.calls import call, fetch, read, request_to, signal_from, until
+from gateway.tests.calls import LEFT_WITHIN_S, call, fetch, read, request_to, signal_from, until
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.transport import PooledTransport
 
@@ -201,7 +201,7 @@ async def test_what_is_idle_too_long_is_closed_and_the_last_used_is_used_first(
         await exchange.answer()
 
     upstream.script = script
-    transport = PooledTransport(idle_timeout_s=0.15)
+    transport = PooledTransport(idle_timeout_s=1.5)
     held = asyncio.create_task(fetch(transport, upstream, b"/held"))
     await until(lambda: len(upstream.requests) == 1)
     await fetch(transport, upstream)
@@ -226,7 +226,7 @@ async def test_closing_the_transport_ends_what_is_open_and_refuses_more(upstream
     transport = PooledTransport()
     response = await call(transport, upstream)
     await transport.aclose()
-    assert await signal_from(upstream, within_s=1) == "left"
+    assert await signal_from(upstream, within_s=LEFT_WITHIN_S) == "left"
     with pytest.raises(httpx.ReadError):
         await read(response)
     with pytest.raises(RuntimeError):

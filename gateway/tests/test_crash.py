@@ -25,13 +25,15 @@ from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy, new_client
 from gateway.tests.test_journal import mount_tmpfs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CLIENTS = 8
 # Longer than SQLite waits for a lock.
 AWAY_LONG_S = 25.0
 AWAY_S = 10.0
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+# What is answered at all is answered within this, on a busy machine too; who waits for a database waits for longer.
+ANSWERED_WITHIN_S = 5.0
 KEY = {"authorization": "Bearer sk-crash-test-key"}
 
 
@@ -42,7 +44,10 @@ class Metered:
         self._numbers = itertools.count(1)
 
     async def __call__(self, exchange: Exchange) -> None:
-        body = json.loads(await exchange.read_body())
+        content = await exchange.read_body()
+        if not exchange.request.complete:
+            return  # whoever sent it has been killed
+        body = json.loads(content)
         number = next(self._numbers)
         usage = {"prompt_tokens": number, "completion_tokens": 2, "total_tokens": number + 2}
         request_id = ("x-request-id", f"req-{number}")
@@ -107,15 +112,15 @@ class Load:
             assert self._changed.wait_for(lambda: len(self.completed) >= enough, PATIENCE_S), self.failed[-3:]
 
     def go_on_for(self, seconds: float) -> None:
-        """Return once that time has passed, during every second of which requests were answered."""
+        """Return once that time has passed, during all of which requests were answered."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            second = time.monotonic() + 1.0
+            part_end = time.monotonic() + ANSWERED_WITHIN_S
             with self._changed:
                 before = len(self.completed)
-                while (left := second - time.monotonic()) > 0:
+                while (left := part_end - time.monotonic()) > 0:
                     self._changed.wait(left)
-                assert len(self.completed) > before, f"nothing was answered for a second; {self.failed[-3:]}"
+                assert len(self.completed) > before, f"nothing was answered; {self.failed[-3:]}"
 
 
 def assert_recorded_once(proxy: LiveProxy, load: Load) -> None:
@@ -165,7 +170,7 @@ def test_a_worker_killed_under_load_loses_and_doubles_nothing(metered_upstream: 
     # Only what was under way at a worker dies with it.
     assert len(load.failed) <= kills * CLIENTS
     for failed_at, failure in load.failed:
-        assert any(0 <= failed_at - at < 2 for at in killed_at), failure
+        assert any(0 <= failed_at - at < 10 for at in killed_at), failure
 
 
 def test_a_killed_ledger_process_under_load_loses_and_doubles_nothing(metered_upstream: FakeUpstream) -> None:
@@ -187,6 +192,8 @@ def test_what_a_killed_instance_left_is_recorded_by_the_next(metered_upstream: F
         assert proxy.process is not None
         os.killpg(proxy.process.pid, signal.SIGKILL)
         proxy.process.wait()
+        # The workers may end a little later.
+        _wait_until(lambda: "owner live" not in proxy.manage("journal", "status"))
         assert "owner dead" in proxy.manage("journal", "status")
         printed = proxy.manage("journal", "replay")
         assert not printed.startswith("0 recorded")
@@ -216,7 +223,7 @@ def database_away(proxy: LiveProxy) -> Iterator[None]:
             finally:
                 server.execute(allow.format(Identifier(name), SQL("true")))
         return
-    with contextlib.closing(sqlite3.connect(proxy.var_dir / "db.sqlite3", isolation_level=None, timeout=20)) as other:
+    with contextlib.closing(sqlite3.connect(proxy.var_dir / "db.sqlite3", isolation_level=None, timeout=60)) as other:
         other.execute("BEGIN EXCLUSIVE")
         try:
             yield
@@ -233,9 +240,10 @@ def test_a_database_away_under_load_stops_nothing_and_loses_nothing(
             with database_away(proxy):
                 load.go_on_for(away_s)
                 assert _waiting_bytes(proxy) > 10_000
+                if away_s >= AWAY_LONG_S:
+                    _wait_until(lambda: "the ledger takes no events" in proxy.log)
             load.wait_for_more(200)
         assert_recorded_once(proxy, load)
-        assert ("the ledger takes no events" in proxy.log) or away_s < AWAY_LONG_S
     assert load.failed == []
 
 
@@ -337,9 +345,15 @@ def _ledger_pids(proxy: LiveProxy) -> set[int]:
     for worker in proxy.worker_pids:
         for children in Path("/proc").glob(f"{worker}/task/*/children"):
             with contextlib.suppress(OSError):  # gone since it was listed
-                pids = map(int, children.read_text().split())
-                found |= {pid for pid in pids if b"ledger_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+                found |= {int(pid) for pid in children.read_text().split() if _is_ledger(int(pid))}
     return found
+
+
+def _is_ledger(pid: int) -> bool:
+    try:
+        return b"ledger_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _waiting_bytes(proxy: LiveProxy) -> int:

@@ -36,7 +36,7 @@ SANDBOX_RATES = {
 }
 CENT = Decimal("0.01")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])

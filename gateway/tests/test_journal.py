@@ -37,7 +37,9 @@ from gateway.tests.test_segments import usage_event
 from proxysite import views
 
 MIB = 1024 * 1024
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+# What takes milliseconds by itself; a busy machine's own pace comes on top.
+SOON_S = 10.0
 
 
 class Ledger:
@@ -138,7 +140,7 @@ def test_the_thread_brings_events_to_the_ledger_soon(tmp_path: Path, ledger: Led
     started = time.monotonic()
     journal.append(usage_event(1))
     assert ledger.wait_for(lambda: ledger.ids == ids([1]))
-    assert time.monotonic() - started < 0.5 + 1.0
+    assert time.monotonic() - started < 0.5 + SOON_S
     journal.close()
 
 
@@ -148,7 +150,7 @@ def test_closing_flushes_and_leaves_nothing(tmp_path: Path, ledger: Ledger) -> N
     assert ledger.wait_for(lambda: True)
     for number in range(1200):
         journal.append(usage_event(number))
-    journal.close()
+    journal.close(timeout_s=PATIENCE_S)
     assert ledger.ids == ids(range(1200))
     assert journal_files(tmp_path) == []
 
@@ -178,7 +180,7 @@ def test_closing_does_not_wait_for_a_ledger_that_hangs(tmp_path: Path, ledger: L
     assert entered.wait(PATIENCE_S)
     started = time.monotonic()
     journal.close(timeout_s=0.1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < SOON_S
     release.set()
     assert ledger.wait_for(lambda: ledger.ids == ids([1]))
 
@@ -194,7 +196,7 @@ def test_appending_while_flushing_loses_and_doubles_nothing(tmp_path: Path, ledg
         thread.start()
     for thread in threads:
         thread.join()
-    journal.close()
+    journal.close(timeout_s=PATIENCE_S)
     assert sorted(ledger.ids) == ids(range(15000))
     assert sum(ledger.batches) == 15000
     assert max(ledger.batches) <= 500
@@ -207,7 +209,7 @@ def test_on_tick_is_called_and_may_fail(tmp_path: Path, ledger: Ledger, caplog: 
 
     def tick() -> None:
         ticks.append(time.monotonic())
-        if len(ticks) == 4:
+        if len(ticks) == 8:
             enough.set()
         raise ValueError("not ours")
 
@@ -217,7 +219,7 @@ def test_on_tick_is_called_and_may_fail(tmp_path: Path, ledger: Ledger, caplog: 
     journal.append(usage_event(1))
     assert ledger.wait_for(lambda: ledger.ids == ids([1]))
     journal.close()
-    assert ticks[3] - ticks[0] >= 0.25
+    assert ticks[7] - ticks[0] >= 0.35  # half of what it is where nothing holds the first one up
     assert "a periodic task failed" in caplog.text
 
 
@@ -453,7 +455,7 @@ def test_memory_stays_flat_while_the_ledger_is_away(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=90
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 16 * 1024  # KiB

@@ -9,8 +9,9 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 import redis
@@ -25,7 +26,8 @@ from gateway.limit_memory import MemoryStore
 from gateway.limit_redis import LimitsAwayError, RedisStore
 from gateway.limiter import FormGuard
 from gateway.limits import Ask, Limits, Refusal, counted_address, duration_text, month_of, next_month_s, take
-from gateway.tests.calls import until
+from gateway.tests.calls import PATIENCE_S, until
+from gateway.tests.redis_server import running_redis
 from gateway.usage import request_facts
 
 REDIS_URL = os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/9"
@@ -219,6 +221,12 @@ class Store:
     store: MemoryStore | RedisStore
     nonce: str
     number: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """How much may have come back since the beginning."""
+        return time.monotonic() - self.began_s
 
     def ask(self, limits: Limits, *, name: str = "k:a", tokens: int = 0, units: int = 0, spent: int = 0) -> Ask:
         return Ask("key", f"{name}:{self.nonce}", limits, tokens, units, spent)
@@ -241,7 +249,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         yield Store(MemoryStore(), "")
         return
-    shared = RedisStore(REDIS_URL, prefix="proxysite-test", deadline_s=5.0)
+    shared = RedisStore(REDIS_URL, prefix="proxysite-test", deadline_s=PATIENCE_S)
     keeping = asyncio.create_task(shared.keep())
     await until(lambda: not shared.is_away)
     yield Store(shared, secrets.token_hex(6))
@@ -254,8 +262,9 @@ async def test_requests_per_minute(store: Store) -> None:
     refusal = await store.admit(ask)
     assert refusal is not None
     assert (refusal.scope, refusal.reason, refusal.limit, refusal.remaining) == ("key", "requests", 3, 0)
-    assert refusal.retry_s == pytest.approx(20, abs=1)
-    assert refusal.reset_s == pytest.approx(60, abs=1)
+    assert refusal.retry_s is not None
+    assert 20 - store.elapsed_s <= refusal.retry_s <= 20.1
+    assert 60 - store.elapsed_s <= refusal.reset_s <= 60.1
     assert await store.admit(store.ask(Limits(requests_per_minute=3), name="k:b")) is None
 
 
@@ -264,13 +273,15 @@ async def test_tokens_that_were_not_used_come_back_and_those_used_beyond_are_a_d
     assert await store.admit(store.ask(limits, tokens=900)) is None
     refusal = await store.admit(store.ask(limits, tokens=200))
     assert refusal is not None
-    assert (refusal.reason, refusal.remaining) == ("tokens", pytest.approx(100, abs=2))
+    assert refusal.reason == "tokens"
+    assert 99 <= refusal.remaining <= 100 + store.elapsed_s * 1000 / 60
     store.settle(1, store.ask(limits, tokens=900), tokens=100)
     assert await store.admit(store.ask(limits, tokens=850)) is None
     store.settle(3, store.ask(limits, tokens=850), tokens=1850)
     refusal = await store.admit(store.ask(limits, tokens=1))
     assert refusal is not None
-    assert refusal.retry_s == pytest.approx(57, abs=2)
+    assert refusal.retry_s is not None
+    assert 57 - store.elapsed_s <= refusal.retry_s <= 57.1  # 951 more than there are
 
 
 async def test_more_tokens_than_a_minute_has_never_pass(store: Store) -> None:
@@ -382,18 +393,22 @@ async def test_a_dead_workers_reservations_end_with_their_lease(store: Store) ->
     assert await store.admit(ask) is None
 
 
-@needs_redis
-async def test_redis_that_lost_its_memory_begins_with_the_ledgers_word(store: Store) -> None:
-    if isinstance(store.store, MemoryStore):
-        return
-    ask = store.ask(Limits(monthly_units=100), units=60)
-    assert await store.admit(ask) is None
-    with redis.Redis.from_url(REDIS_URL) as client:
-        client.script_flush()
-        client.delete(*client.keys(f"proxysite-test:limits:{ask.name}*"))
-    assert await store.admit(replaced(ask, spent=41)) is not None
-    assert await store.admit(replaced(ask, spent=0)) is not None
-    assert await store.admit(replaced(ask, spent=0)._replace(units=59)) is None
+async def test_redis_that_lost_its_memory_begins_with_the_ledgers_word(tmp_path: Path) -> None:
+    # One of its own: others would lose their memory, too.
+    with running_redis(tmp_path) as url:
+        shared = RedisStore(url, prefix="proxysite-test", deadline_s=PATIENCE_S)
+        keeping = asyncio.create_task(shared.keep())
+        await until(lambda: not shared.is_away)
+        store = Store(shared, "")
+        ask = store.ask(Limits(monthly_units=100), units=60)
+        assert await store.admit(ask) is None
+        with redis.Redis.from_url(url) as client:
+            client.script_flush()
+            client.flushall()
+        assert await store.admit(replaced(ask, spent=41)) is not None
+        assert await store.admit(replaced(ask, spent=0)) is not None
+        assert await store.admit(replaced(ask, spent=0)._replace(units=59)) is None
+        keeping.cancel()
 
 
 def replaced(ask: Ask, *, spent: int) -> Ask:
@@ -416,14 +431,18 @@ async def test_a_redis_that_never_answers_costs_fifty_milliseconds_three_times_a
     await until(lambda: not shared.is_away)
     ask = Ask("key", "k:x", Limits(requests_per_minute=1))
     times = []
-    for _ in range(6):
+    for _ in range(3):
         began = time.perf_counter()
         with pytest.raises(LimitsAwayError):
             await shared.admit("r", [ask], month=MONTH, now=time.time())
         times.append(time.perf_counter() - began)
-    assert all(0.045 < each < 0.5 for each in times[:3]), times
-    assert all(each < 0.02 for each in times[3:])
+    # Milliseconds more where nothing else runs, perhaps seconds on a busy machine.
+    assert all(0.045 < each < 5 for each in times), times
     assert shared.is_away
+    for _ in range(3):
+        with pytest.raises(LimitsAwayError):
+            # Not awaited: there is nothing to wait for.
+            shared.admit("r", [ask], month=MONTH, now=time.time()).send(None)
     keeping.cancel()
     server.close()
 
@@ -450,7 +469,7 @@ async def test_what_was_used_while_redis_was_away_is_told_later() -> None:
     server = await asyncio.start_server(relayed, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     nonce = secrets.token_hex(6)
-    shared = Store(RedisStore(f"redis://127.0.0.1:{port}/9", prefix="proxysite-test", deadline_s=2.0), nonce)
+    shared = Store(RedisStore(f"redis://127.0.0.1:{port}/9", prefix="proxysite-test", deadline_s=PATIENCE_S), nonce)
     assert isinstance(shared.store, RedisStore)
     keeping = asyncio.create_task(shared.store.keep())
     ask = shared.ask(Limits(monthly_units=100), units=0)
@@ -467,7 +486,7 @@ async def test_what_was_used_while_redis_was_away_is_told_later() -> None:
             shared.settle(shared.number, told, reserved=31)
         return refusal is not None and refusal.retry_s is None  # 70 are spent, not reserved
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not await is_known():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -24,6 +24,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S
 from gateway.tests.egress_proxies import ConnectProxy, EgressProxy, Socks5Proxy
 from gateway.tests.fake_realtime import MIB, RealtimeUpstream, echo
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
@@ -33,7 +34,8 @@ from gateway.tests.raw_client import RawClient
 LIMIT = 16 * MIB
 KEY = "sk-test-never-in-a-log-5f1c"
 BODY = "body-never-in-a-log-8a2e"
-PING_S = 0.7
+# Whoever is there has as long to answer a ping: on a busy machine that is little.
+PING_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def module_wire() -> Iterator[FakeUpstream]:
 
 @pytest.fixture
 def wire(module_wire: FakeUpstream) -> Iterator[FakeUpstream]:
-    """An upstream of single bytes, behind `nervous_proxy`."""
+    """An upstream of single bytes, behind `bare_proxy` and `nervous_proxy`."""
     module_wire.requests.clear()
     module_wire.failures.clear()
     module_wire.signals.queue.clear()
@@ -73,20 +75,27 @@ def wire(module_wire: FakeUpstream) -> Iterator[FakeUpstream]:
 
 
 @pytest.fixture(scope="module")
+def bare_proxy(module_wire: FakeUpstream) -> Iterator[LiveProxy]:
+    """A proxy with room for three."""
+    with LiveProxy(UPSTREAM_URL=module_wire.url, MAX_OPEN_STREAMS="3") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
 def nervous_proxy(module_wire: FakeUpstream) -> Iterator[LiveProxy]:
-    """A proxy with short time limits and room for three."""
+    """A proxy with short time limits."""
     with LiveProxy(
         UPSTREAM_URL=module_wire.url,
         WEBSOCKET_PING_SECONDS=str(PING_S),
         FIRST_BYTE_TIMEOUT_SECONDS="2",
         SILENCE_TIMEOUT_SECONDS="2",
-        MAX_OPEN_STREAMS="3",
     ) as live:
         yield live
 
 
 def dial(proxy: LiveProxy, target: str = "/v1/realtime?model=m", **options: object) -> connect:
     options = {"proxy": None, "max_size": None, "ping_interval": None, "compression": None} | options
+    options = {"open_timeout": PATIENCE_S} | options
     return connect(proxy.url.replace("http", "ws") + target, **options)  # type: ignore[arg-type]
 
 
@@ -103,7 +112,7 @@ def error_code(response: Response) -> str:
 async def end_of(websocket: ClientConnection) -> tuple[int | None, str | None]:
     """Return code and reason with which the connection ends, without sending anything."""
     with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 await websocket.recv()
     return websocket.close_code, websocket.close_reason
@@ -325,7 +334,7 @@ async def test_a_refusal_reaches_the_client_as_it_came(
     assert answer.value("set-cookie") is None
 
 
-async def test_a_refusal_may_be_chunked(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_a_refusal_may_be_chunked(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.start_stream(status="401 Unauthorized", headers=(("content-type", "application/json"),))
         await exchange.chunk(b'{"a":')
@@ -333,22 +342,22 @@ async def test_a_refusal_may_be_chunked(nervous_proxy: LiveProxy, wire: FakeUpst
         await exchange.end_stream()
 
     wire.script = script
-    response = await refusal(nervous_proxy)
+    response = await refusal(bare_proxy)
     assert (response.status_code, response.body) == (401, b'{"a":1}')
 
 
-async def test_a_refusal_may_end_with_the_connection(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_a_refusal_may_end_with_the_connection(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 403 No\r\nx-a: 1\r\n\r\nno entry")
         await exchange.close()
 
     wire.script = script
-    response = await refusal(nervous_proxy)
+    response = await refusal(bare_proxy)
     assert (response.status_code, response.body, response.headers["x-a"]) == (403, b"no entry", "1")
     assert "link" not in response.headers
 
 
-async def test_a_refusal_of_any_length_costs_a_bounded_amount(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_a_refusal_of_any_length_costs_a_bounded_amount(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 401 No\r\ncontent-length: 1000000000\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -356,7 +365,7 @@ async def test_a_refusal_of_any_length_costs_a_bounded_amount(nervous_proxy: Liv
                 await exchange.send(b"x" * 65536)
 
     wire.script = script
-    response = await refusal(nervous_proxy)
+    response = await refusal(bare_proxy)
     assert (response.status_code, error_code(response)) == (502, "upstream_invalid_response")
 
 
@@ -374,7 +383,7 @@ async def test_a_refusal_of_any_length_costs_a_bounded_amount(nervous_proxy: Liv
     ],
 )
 async def test_an_answer_that_is_no_handshake_is_a_502(
-    nervous_proxy: LiveProxy, wire: FakeUpstream, answer: bytes
+    bare_proxy: LiveProxy, wire: FakeUpstream, answer: bytes
 ) -> None:
     async def script(exchange: Exchange) -> None:
         accept = accept_key(exchange.request.value("sec-websocket-key") or "").encode()
@@ -382,18 +391,16 @@ async def test_an_answer_that_is_no_handshake_is_a_502(
         await exchange.wait_until_client_leaves()
 
     wire.script = script
-    response = await refusal(nervous_proxy)
+    response = await refusal(bare_proxy)
     assert (response.status_code, error_code(response)) == (502, "upstream_invalid_response")
 
 
-async def test_an_upstream_that_hangs_up_in_the_handshake_is_a_502(
-    nervous_proxy: LiveProxy, wire: FakeUpstream
-) -> None:
+async def test_an_upstream_that_hangs_up_in_the_handshake_is_a_502(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.abort()
 
     wire.script = script
-    response = await refusal(nervous_proxy)
+    response = await refusal(bare_proxy)
     assert (response.status_code, error_code(response)) == (502, "upstream_unreachable")
 
 
@@ -405,7 +412,7 @@ async def test_an_upstream_that_never_answers_is_a_504(nervous_proxy: LiveProxy,
     response = await refusal(nervous_proxy)
     assert (response.status_code, error_code(response)) == (504, "upstream_timeout")
     assert response.headers["content-type"].startswith("application/json")
-    await asyncio.to_thread(wire.signals.get, True, 10)
+    await asyncio.to_thread(wire.signals.get, True, PATIENCE_S)
 
 
 async def test_an_upstream_that_cannot_be_connected_to_is_a_504_or_a_502() -> None:
@@ -419,7 +426,7 @@ async def test_an_upstream_that_cannot_be_connected_to_is_a_504_or_a_502() -> No
     assert (gone.status_code, error_code(gone)) == (502, "upstream_unreachable")
 
 
-async def test_a_client_that_leaves_in_the_handshake_ends_it(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_a_client_that_leaves_in_the_handshake_ends_it(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     asked = Gate()
 
     async def script(exchange: Exchange) -> None:
@@ -427,28 +434,34 @@ async def test_a_client_that_leaves_in_the_handshake_ends_it(nervous_proxy: Live
         wire.signals.put(await exchange.wait_until_client_leaves())
 
     wire.script = script
-    with RawSocket(nervous_proxy):
+    with RawSocket(bare_proxy):
         await asked.wait()
-    took_s = await asyncio.to_thread(wire.signals.get, True, 10)
+    took_s = await asyncio.to_thread(wire.signals.get, True, PATIENCE_S)
     assert isinstance(took_s, float)
-    assert took_s < 1  # the proxy's own limit is two
+    assert took_s < LEFT_WITHIN_S
 
 
-async def test_one_stream_too_many_is_a_503(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_one_stream_too_many_is_a_503(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await shake_hands(exchange)
         await exchange.wait_until_client_leaves()
 
     wire.script = script
-    async with dial(nervous_proxy), dial(nervous_proxy), dial(nervous_proxy):
-        response = await refusal(nervous_proxy)
+    async with contextlib.AsyncExitStack() as streams:
+        for _ in range(3):
+            await streams.enter_async_context(await dial_once_there_is_room(bare_proxy))
+        response = await refusal(bare_proxy)
         assert (response.status_code, error_code(response)) == (503, "gateway_overloaded")
         assert response.headers["retry-after"] == "1"
-    async with asyncio.timeout(5):
+    await (await dial_once_there_is_room(bare_proxy)).close()
+
+
+async def dial_once_there_is_room(proxy: LiveProxy) -> ClientConnection:
+    """Return an open connection: a stream that has ended for its client may not yet have for the proxy."""
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(InvalidStatus):
-                async with dial(nervous_proxy):
-                    break
+                return await dial(proxy)
 
 
 # Messages
@@ -498,7 +511,7 @@ async def test_fragments_arrive_as_one_message(proxy: LiveProxy, upstream: Realt
         assert client.next_frame() == (Opcode.TEXT, b"\xc3\xa9")
 
 
-async def test_an_upstream_may_speak_with_its_handshake(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_an_upstream_may_speak_with_its_handshake(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         exchange.writer.write(b"")
         accept = accept_key(exchange.request.value("sec-websocket-key") or "")
@@ -507,7 +520,7 @@ async def test_an_upstream_may_speak_with_its_handshake(nervous_proxy: LiveProxy
         await exchange.wait_until_client_leaves()
 
     wire.script = script
-    async with dial(nervous_proxy) as client:
+    async with dial(bare_proxy) as client:
         assert await client.recv() == "at once"
 
 
@@ -668,15 +681,18 @@ async def test_an_upstream_that_takes_nothing_for_too_long_is_given_up(
         exchange.abort()
 
     def push() -> None:
-        for _ in range(60):
-            client.frame(Opcode.BINARY, b"b" * MIB)
+        with contextlib.suppress(OSError):  # the proxy lets go some time after it has said so
+            for _ in range(60):
+                client.frame(Opcode.BINARY, b"b" * MIB)
 
     wire.script = script
     with RawSocket(nervous_proxy) as client:
         client.opened()
-        await asyncio.to_thread(push)
+        pushing = asyncio.create_task(asyncio.to_thread(push))
         opcode, data = await asyncio.to_thread(client.next_but_pings)
         assert (opcode, Close.parse(data).code) == (Opcode.CLOSE, 1011)
+        client.socket.shutdown(socket.SHUT_RDWR)
+        await pushing
     gate.open()
 
 
@@ -736,14 +752,14 @@ async def test_a_close_without_a_code_stays_one_upwards(proxy: LiveProxy, upstre
     assert await upstream.next_close() == (1005, "")
 
 
-async def test_a_close_without_a_code_stays_one_downwards(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
+async def test_a_close_without_a_code_stays_one_downwards(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:
     async def script(exchange: Exchange) -> None:
         await shake_hands(exchange)
         await exchange.send(server_frame(Opcode.CLOSE, b""))
         await exchange.wait_until_client_leaves()
 
     wire.script = script
-    with RawSocket(nervous_proxy) as client:
+    with RawSocket(bare_proxy) as client:
         assert client.opened().next_frame() == (Opcode.CLOSE, b"")
 
 
@@ -779,18 +795,18 @@ async def test_an_upstream_that_breaks_off_is_a_1011(proxy: LiveProxy, upstream:
 
 
 @pytest.mark.parametrize("leave", ["reset", "close"])
-async def test_a_client_that_breaks_off_closes_the_upstream_within_a_second(
+async def test_a_client_that_breaks_off_closes_the_upstream_soon(
     proxy: LiveProxy, upstream: RealtimeUpstream, leave: str
 ) -> None:
     client = RawSocket(proxy).opened()
     left_at = time.monotonic()
     client.reset() if leave == "reset" else client.socket.close()
     assert await upstream.next_close() == (1001, "")
-    assert time.monotonic() - left_at < 1
+    assert time.monotonic() - left_at < LEFT_WITHIN_S
 
 
 async def test_a_client_that_breaks_off_cuts_an_upstream_that_does_not_answer(
-    nervous_proxy: LiveProxy, wire: FakeUpstream
+    bare_proxy: LiveProxy, wire: FakeUpstream
 ) -> None:
     async def script(exchange: Exchange) -> None:
         await shake_hands(exchange)
@@ -800,12 +816,12 @@ async def test_a_client_that_breaks_off_cuts_an_upstream_that_does_not_answer(
         wire.signals.put("closed")
 
     wire.script = script
-    client = RawSocket(nervous_proxy).opened()
-    await asyncio.to_thread(wire.signals.get, True, 10)
+    client = RawSocket(bare_proxy).opened()
+    await asyncio.to_thread(wire.signals.get, True, PATIENCE_S)
     left_at = time.monotonic()
     client.reset()
-    assert await asyncio.to_thread(wire.signals.get, True, 10) == "closed"
-    assert time.monotonic() - left_at < 1
+    assert await asyncio.to_thread(wire.signals.get, True, PATIENCE_S) == "closed"
+    assert time.monotonic() - left_at < LEFT_WITHIN_S
 
 
 # Keepalive
@@ -820,7 +836,7 @@ async def test_each_side_is_answered_while_all_is_quiet(proxy: LiveProxy, upstre
     upstream.play(script)
     async with dial(proxy) as client:
         assert await upstream.next_signal() == "ponged"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await (await client.ping(b"from below"))
 
 
@@ -865,8 +881,8 @@ async def test_a_dead_client_is_noticed(nervous_proxy: LiveProxy, wire: FakeUpst
     with RawSocket(nervous_proxy) as client:
         opcode, data = await asyncio.to_thread(client.opened().next_but_pings)
         assert (opcode, Close.parse(data).code) == (Opcode.CLOSE, 1011)
-    assert await asyncio.to_thread(wire.signals.get, True, 10) == "open"
-    assert await asyncio.to_thread(wire.signals.get, True, 10) == 1001
+    assert await asyncio.to_thread(wire.signals.get, True, PATIENCE_S) == "open"
+    assert await asyncio.to_thread(wire.signals.get, True, PATIENCE_S) == 1001
 
 
 async def test_a_dead_upstream_is_noticed(nervous_proxy: LiveProxy, wire: FakeUpstream) -> None:
@@ -901,7 +917,7 @@ async def test_who_is_held_up_is_not_taken_for_dead(nervous_proxy: LiveProxy, wi
         async with dial(nervous_proxy, "/v1/clock"):
             assert await settled(lambda: pushed) < 60
             for _ in range(6):
-                await asyncio.to_thread(wire.signals.get, True, 10)
+                await asyncio.to_thread(wire.signals.get, True, PATIENCE_S)
         received = 0
         while received < 100:
             opcode, data = await asyncio.to_thread(client.next_but_pings)
@@ -925,34 +941,35 @@ async def answer_pings(exchange: Exchange, tick: Callable[[], None] = lambda: No
 async def test_a_session_that_does_not_end_in_time_is_closed_with_1012_and_the_upstream_too(
     upstream: RealtimeUpstream,
 ) -> None:
-    with LiveProxy(UPSTREAM_URL=upstream.url, GRACEFUL_TIMEOUT_SECONDS="2") as stopping:
+    graceful_s = 2
+    with LiveProxy(UPSTREAM_URL=upstream.url, GRACEFUL_TIMEOUT_SECONDS=str(graceful_s)) as stopping:
         async with dial(stopping) as client:
             await client.send("x")
             await client.recv()
             began_at = time.monotonic()
             stop = asyncio.create_task(asyncio.to_thread(stopping.stop, signal.SIGTERM))
             assert (await end_of(client))[0] == 1012
-            assert time.monotonic() - began_at < 3
+            assert time.monotonic() - began_at < graceful_s + LEFT_WITHIN_S
             assert await upstream.next_close() == (1001, "")
             assert await stop == 0
-        assert time.monotonic() - began_at < 8
 
 
 async def test_a_session_goes_on_over_a_reload(upstream: RealtimeUpstream) -> None:
-    with LiveProxy(UPSTREAM_URL=upstream.url) as proxy:
+    # Longer than a busy machine may take to start the new worker.
+    with LiveProxy(UPSTREAM_URL=upstream.url, GRACEFUL_TIMEOUT_SECONDS="300") as proxy:
         assert proxy.process is not None
         async with dial(proxy) as client:
             await client.send("before")
             assert await client.recv() == "before"
             old = proxy.worker_pids
             proxy.process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while "Shutting down" not in proxy.log:  # noqa: ASYNC110 - what another process does
                     await asyncio.sleep(0.05)
             await client.send("after")
             assert await client.recv() == "after"
             assert set(old) & set(proxy.worker_pids)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while set(old) & set(proxy.worker_pids):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
@@ -1180,8 +1197,10 @@ async def test_no_key_path_or_message_is_logged(proxy: LiveProxy, upstream: Real
         assert secret not in log
 
 
-async def test_nothing_ordinary_is_logged_as_an_error(proxy: LiveProxy, nervous_proxy: LiveProxy) -> None:
-    """Runs last, over everything that this module has made the two proxies do."""
-    for log in (proxy.log, nervous_proxy.log):
+async def test_nothing_ordinary_is_logged_as_an_error(
+    proxy: LiveProxy, bare_proxy: LiveProxy, nervous_proxy: LiveProxy
+) -> None:
+    """Runs last, over everything that this module has made the three proxies do."""
+    for log in (proxy.log, bare_proxy.log, nervous_proxy.log):
         assert "Traceback" not in log
         assert not [line for line in log.splitlines() if " ERROR " in line or "[ERROR]" in line]

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.tests.live import LiveProxy, new_client
 from gateway.tests.raw_client import RawClient
@@ -462,7 +463,7 @@ def test_an_http_1_0_body_cut_by_the_upstream_is_reset(proxy: LiveProxy, upstrea
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
 @pytest.mark.parametrize("moment", ["waiting for the first byte", "inside a stream", "inside an upload"])
-def test_the_client_leaves_and_the_upstream_knows_within_a_second(
+def test_the_client_leaves_and_the_upstream_knows_soon(
     proxy: LiveProxy, upstream: FakeUpstream, moment: str, leave: str
 ) -> None:
     under_way = Gate()
@@ -490,9 +491,9 @@ def test_the_client_leaves_and_the_upstream_knows_within_a_second(
             client.read_until(b"\n\n")
         if leave == "reset":
             client.reset()
-    waited_s = upstream.signals.get(timeout=10)
+    waited_s = upstream.signals.get(timeout=PATIENCE_S)
     assert isinstance(waited_s, float)
-    assert waited_s < 1.0
+    assert waited_s < LEFT_WITHIN_S
 
 
 @pytest.mark.parametrize(
@@ -535,7 +536,6 @@ def test_an_early_answer_reaches_a_client_that_is_still_uploading(own_proxy: Liv
     async def script(exchange: Exchange) -> None:
         await exchange.read_some_body()
         await exchange.answer(b'{"error": "too large"}', status="413 Payload Too Large")
-        upstream.signals.put("answered")
         await exchange.wait_until_client_leaves()
 
     upstream.script = script
@@ -613,16 +613,13 @@ def test_a_client_that_hardly_reads_costs_little_memory_and_stops_the_upstream(
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1024 * MIB))
         sent = 0
         part = bytes(MIB // 4)
-        loop_time = asyncio.get_running_loop().time
         while sent < 1024 * MIB:
-            begun = loop_time()
             try:
                 async with asyncio.timeout(1.0):
                     await exchange.send(part)
             except TimeoutError:
                 break
             sent += len(part)
-            assert loop_time() - begun < 1.5
         upstream.signals.put(sent)
         stopped.open()
         exchange.abort()
@@ -633,7 +630,7 @@ def test_a_client_that_hardly_reads_costs_little_memory_and_stops_the_upstream(
         client.get("/v1/files/f/content")
         for _ in range(100):
             client.socket.recv(1)
-        assert stopped.wait_in_thread(30)
+        assert stopped.wait_in_thread()
         assert growth_bytes(proxy, before) < 20 * MIB
     sent = upstream.signals.get_nowait()
     assert isinstance(sent, int)

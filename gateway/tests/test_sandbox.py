@@ -45,9 +45,10 @@ from gateway.sandbox.schema import example_of
 from gateway.sandbox.tokens import first_tokens, pieces_of, tokens_in
 from gateway.sandbox.transport import MOST_BODY_BYTES
 from gateway.sandbox.trouble import TROUBLE_MODELS, Manner
+from gateway.tests.calls import until
 
 NO_PAUSE = Pace(event_s=0, slow_first_s=0, slow_event_s=0)
-PATIENCE_S = 10  # only a failing test waits so long
+PATIENCE_S = 60  # only a failing test waits so long
 BASE = "https://sandbox.invalid"
 HELLO = [{"role": "user", "content": "Hello 你好 👩‍👩‍👧"}]
 WEATHER = {
@@ -1210,6 +1211,7 @@ async def test_a_client_that_does_not_read_is_held_up() -> None:
             sent += 1
 
     sender = asyncio.ensure_future(flood())
+    await until(lambda: sent >= 511)
     done, _ = await asyncio.wait([sender], timeout=0.05)
     assert not done
     assert sent == 511  # and the greeting
@@ -1219,17 +1221,19 @@ async def test_a_client_that_does_not_read_is_held_up() -> None:
 
 
 async def test_a_cancelled_receiver_loses_no_event() -> None:
-    connection = await new_realtime(pace=Pace(event_s=0.02))
+    connection = await new_realtime(pace=Pace(event_s=0.2))
     assert json.loads(await connection.recv())["type"] == "session.created"
     await connection.send(json.dumps(user_item("Hello")))
     first = await connection.recv()
     receiver = asyncio.ensure_future(connection.recv())
     await asyncio.wait([receiver], timeout=0.001)
     receiver.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await receiver
+    try:
+        second = await receiver  # which came before, on a machine that is busy
+    except asyncio.CancelledError:
+        second = await connection.recv()
     assert json.loads(first)["type"] == "conversation.item.added"
-    assert json.loads(await connection.recv())["type"] == "conversation.item.done"
+    assert json.loads(second)["type"] == "conversation.item.done"
 
 
 @pytest.mark.parametrize(

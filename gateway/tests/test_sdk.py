@@ -46,7 +46,7 @@ def key(request: pytest.FixtureRequest, upstream: FakeUpstream) -> str:
 
 @pytest.fixture
 def client(own_proxy: LiveProxy, key: str) -> OpenAI:
-    return OpenAI(api_key=key, base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=20)
+    return OpenAI(api_key=key, base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=60)
 
 
 def test_models(client: OpenAI) -> None:
@@ -152,7 +152,7 @@ def test_errors_of_the_upstream_become_the_sdks_own(
 
 
 def test_a_stream_that_is_cut_raises_instead_of_ending(own_proxy: LiveProxy) -> None:
-    client = OpenAI(api_key="sk-sandbox", base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=20)
+    client = OpenAI(api_key="sk-sandbox", base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=60)
     for create in (
         lambda: client.chat.completions.create(model="sandbox-cut", messages=MESSAGES, stream=True),
         lambda: client.responses.create(model="sandbox-cut", input="hello", stream=True),
@@ -169,7 +169,7 @@ def test_an_upstream_that_hangs_meets_the_clients_own_patience(own_proxy: LivePr
 
 
 async def test_the_async_client_runs_many_streams_at_once(own_proxy: LiveProxy, key: str) -> None:
-    async with AsyncOpenAI(api_key=key, base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=30) as client:
+    async with AsyncOpenAI(api_key=key, base_url=f"{own_proxy.url}/v1", max_retries=0, timeout=60) as client:
 
         async def ask(number: int) -> bool:
             stream = await client.chat.completions.create(

@@ -20,7 +20,7 @@ def work(directory: Path, requests: int, ready: object, until: object) -> None:
     file = SnapshotFile(directory)
     file.write(snapshot(requests))
     ready.set()  # type: ignore[attr-defined]
-    until.wait(30)  # type: ignore[attr-defined]
+    until.wait(300)  # type: ignore[attr-defined]
 
 
 class Worker:
@@ -30,12 +30,12 @@ class Worker:
         ready = FORK.Event()
         self.process = FORK.Process(target=work, args=(directory, requests, ready, FORK.Event()), daemon=True)
         self.process.start()
-        assert ready.wait(20)
+        assert ready.wait(60)
 
     def kill(self) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.join(20)
+        self.process.join(60)
 
 
 def files(directory: Path) -> list[str]:
@@ -124,7 +124,7 @@ def test_no_sum_goes_back_while_workers_come_and_go_and_others_sum_up(tmp_path: 
         file.close()
     stop.set()
     for other in others:
-        other.join(20)
+        other.join(60)
         assert other.exitcode == 0
 
 

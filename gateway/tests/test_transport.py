@@ -17,7 +17,7 @@ import pytest
 import trustme
 import uvloop
 
-from gateway.tests.calls import call, fetch, read, request_to, signal_from, until
+from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S, call, fetch, read, request_to, signal_from, until
 from gateway.tests.egress_proxies import ConnectProxy, EgressProxy, Socks5Proxy
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.transport import PooledTransport, tls_context
@@ -244,7 +244,7 @@ class TestTheWayUp:
         upstream.script = script
         with pytest.raises(ZeroDivisionError):
             await run()
-        assert await signal_from(upstream) < 1
+        assert await signal_from(upstream) < LEFT_WITHIN_S
 
     @pytest.mark.parametrize("announced", [b"3", b"5"])
     async def test_a_body_of_another_length_than_announced_is_refused(
@@ -331,8 +331,8 @@ class TestEarlyAnswers:
 
         upstream.script = script
         assert await fetch(ours, upstream, method="POST", fields=[CHUNKED], body=parts()) == (401, b"no")
-        await asyncio.wait_for(stream_closed.wait(), 5)
-        assert await signal_from(upstream) < 1
+        await asyncio.wait_for(stream_closed.wait(), PATIENCE_S)
+        assert await signal_from(upstream) < LEFT_WITHIN_S
 
     async def test_the_upload_may_go_on_beside_the_answer(
         self, ours: httpx.AsyncBaseTransport, upstream: FakeUpstream
@@ -547,7 +547,7 @@ class TestCutsAndGarbage:
         await anext(chunks)
         gate.open()
         # Blocks this loop on purpose: the last bytes and the reset are there together when it looks again.
-        upstream.signals.get(timeout=5)
+        upstream.signals.get(timeout=PATIENCE_S)
         with pytest.raises(httpx.ReadError):
             async for _ in chunks:
                 pass
@@ -624,7 +624,7 @@ class TestLeaving:
         response = await call(transport, upstream)
         await signal_from(upstream)
         await response.aclose()
-        assert await signal_from(upstream, within_s=1) == "left"
+        assert await signal_from(upstream, within_s=LEFT_WITHIN_S) == "left"
 
     @pytest.mark.parametrize("phase", ["head", "body", "upload"])
     async def test_cancelling_reaches_the_upstream(
@@ -652,7 +652,7 @@ class TestLeaving:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await signal_from(upstream, within_s=1) == "left"
+        assert await signal_from(upstream, within_s=LEFT_WITHIN_S) == "left"
 
     @pytest.mark.parametrize("timed_out", [False, True])
     async def test_leaving_during_the_tls_handshake_costs_nothing_later(
@@ -682,9 +682,9 @@ class TestLeaving:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         transport = make_transport(extra_ca_file=ca_file)
-        timeouts = {"connect": 0.2 if timed_out else None}
+        timeouts = {"connect": 1.0 if timed_out else None}
         task = asyncio.create_task(transport.handle_async_request(request_to(url, timeouts=timeouts)))
-        await asyncio.wait_for(hello.wait(), 5)
+        await asyncio.wait_for(hello.wait(), PATIENCE_S)
         if timed_out:
             with pytest.raises(httpx.ConnectTimeout):
                 await task
@@ -693,7 +693,7 @@ class TestLeaving:
             with pytest.raises(asyncio.CancelledError):
                 await task
         if flavour != "httpx" or timed_out:
-            await asyncio.wait_for(left.wait(), 1)
+            await asyncio.wait_for(left.wait(), LEFT_WITHIN_S)
         for _ in range(3):
             response = await transport.handle_async_request(request_to(url))
             assert await read(response) == b"ok"
@@ -923,7 +923,7 @@ class TestTls:
             response = await call(make_transport(extra_ca_file=ca_file), upstream)
             gate.open()
             # Blocks this loop on purpose: the body and the end are there together when it looks again.
-            upstream.signals.get(timeout=5)
+            upstream.signals.get(timeout=PATIENCE_S)
             assert await read(response) == b"z" * 250_000
 
     async def test_events_come_one_by_one_and_large_bodies_whole(
@@ -1018,7 +1018,7 @@ class TestEgressProxies:
         proxy_url = f"{kind.scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         transport = make_transport(proxy_url=proxy_url)
         with pytest.raises(httpx.ConnectTimeout):
-            await transport.handle_async_request(request_to("https://localhost:1", timeouts={"connect": 0.2}))
-        assert await asyncio.to_thread(here.get, True, 5) == "here"
-        assert await asyncio.to_thread(here.get, True, 1) == "left"
+            await transport.handle_async_request(request_to("https://localhost:1", timeouts={"connect": 1.0}))
+        assert await asyncio.to_thread(here.get, True, PATIENCE_S) == "here"
+        assert await asyncio.to_thread(here.get, True, LEFT_WITHIN_S) == "left"
         server.close()

@@ -14,13 +14,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 from gateway.tests.live import LiveProxy
 
 PHONE_PX, DESKTOP_PX = 390, 1440
+_PATIENCE_MS = 60_000  # only a failing test waits so long
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _HOW_TO_GET_IT = "no Chromium here: apt-get install chromium"
+
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 def chromium_path() -> str:
@@ -36,7 +39,7 @@ def browser() -> Iterator[Browser]:
     path = chromium_path()
     with sync_playwright() as playwright:
         # No sandbox: containers in which tests run as root have none to offer.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=_PATIENCE_MS)
         yield started
         started.close()
 
@@ -109,6 +112,7 @@ def visit(browser: Browser, watches: list[Watch]) -> Iterator[Visit]:
             **options,
         )
         contexts.append(context)
+        context.set_default_timeout(_PATIENCE_MS)
         watch = Watch(proxy.url, tolerates)
         watches.append(watch)
         context.on("request", watch.on_request)

@@ -58,7 +58,7 @@ class Nginx:
         error_log = self._dir / "error.log"
         command = [NGINX, "-p", str(self._dir), "-e", str(error_log), "-c", str(self._dir / "nginx.conf")]
         self._process = subprocess.Popen(command)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (self._dir / "nginx.pid").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"nginx did not start: {error_log.read_text()}")
@@ -68,5 +68,5 @@ class Nginx:
     def __exit__(self, *exc_info: object) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(60)
         shutil.rmtree(self._dir, ignore_errors=True)

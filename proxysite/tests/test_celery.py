@@ -23,7 +23,7 @@ from billing.tests.price_server import PriceServer, published
 from gateway.tests.live import ROOT, LiveProxy
 from proxysite.tasks import heartbeat
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 BEATS = "SELECT last_succeeded_at FROM proxysite_taskrun WHERE task = 'proxysite.tasks.heartbeat'"
 RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672/"
 
@@ -97,7 +97,7 @@ def test_with_nothing_set_the_tasks_run_and_do_their_work() -> None:
         purged = "SELECT rows FROM proxysite_taskrun WHERE outcome = 'succeeded' AND rows > 0"
         assert proxy.wait_for_rows(purged, 1, PATIENCE_S) == [(50,)]
         assert proxy.rows("SELECT event_id FROM billing_usagerecord") == []
-        assert "50 usage records were purged" in proxy.log
+        wait_until(lambda: "50 usage records were purged" in proxy.log, proxy)
         tasks = proxy.get("/readyz").json()["tasks"]
         assert {tasks[name]["state"] for name in ("heartbeat", "purge_usage")} == {"ok"}
 
@@ -125,7 +125,8 @@ TaskRun.objects.create(task="proxysite.tasks.heartbeat", last_started_at=at, las
 def test_there_is_one_whatever_the_number_of_workers(embedded: LiveProxy) -> None:
     assert len(celery_pids(embedded)) == 1
     (pid,) = celery_pids(embedded)
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 10
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(own + 10, 19)
 
 
 def test_a_killed_one_is_started_anew(embedded: LiveProxy) -> None:
@@ -133,7 +134,7 @@ def test_a_killed_one_is_started_anew(embedded: LiveProxy) -> None:
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: killed not in celery_pids(embedded) and celery_pids(embedded), embedded)
     wait_for_beats(embedded, 2)
-    assert "ended by itself and is started anew" in embedded.log
+    wait_until(lambda: "ended by itself and is started anew" in embedded.log, embedded)
 
 
 def test_a_reload_starts_one_anew_and_never_two(embedded: LiveProxy) -> None:
@@ -189,7 +190,7 @@ def test_old_and_damaged_messages_do_not_pile_up(embedded: LiveProxy) -> None:
     wait_until(lambda: not list(folder.glob("*expired*")) and not list(folder.glob("*damaged*")), embedded)
     assert not list(folder.glob("*stale*"))
     wait_for_beats(embedded, 3)
-    assert len(list(folder.parent.rglob("*.msg"))) < 5
+    wait_until(lambda: len(list(folder.parent.rglob("*.msg"))) < 5, embedded)
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -211,7 +212,7 @@ def test_nothing_is_left_behind_after_a_stop(sig: signal.Signals) -> None:
         family = descendants(proxy.process.pid)
         assert any("celery_process" in command for command in family.values())
         assert proxy.stop(sig) == 0
-        assert are_gone(family)
+        wait_until(lambda: are_gone(family), proxy)
         assert "Traceback" not in proxy.log
 
 
@@ -251,7 +252,7 @@ def test_prices_are_refreshed_and_a_failure_is_told() -> None:
         assert row[0].startswith("RefreshError: ConnectError")
         assert proxy.rows(prices) == []
         assert proxy.get("/readyz").json()["tasks"]["refresh_prices"]["state"] == "failed"
-        assert "list prices were not refreshed: ConnectError" in proxy.log
+        wait_until(lambda: "list prices were not refreshed: ConnectError" in proxy.log, proxy)
         assert "Traceback" not in proxy.log
 
 
@@ -268,7 +269,7 @@ def celery_command(proxy: LiveProxy, *arguments: str) -> Iterator[subprocess.Pop
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -320,7 +321,7 @@ def test_with_a_broker_server_it_may_be_embedded_all_the_same(redis_url: str) ->
 def test_conversations_are_gone_soon_after_their_time_with_no_broker_server() -> None:
     said = {"apiKey": "sk-sandbox", "sessionId": "soon-forgotten", "content": "Hello!"}
     with LiveProxy(
-        SANDBOX_ENABLED="true", CELERY_EMBEDDED="true", SESSION_TTL_SECONDS="2", SESSION_PURGE_SECONDS="1"
+        SANDBOX_ENABLED="true", CELERY_EMBEDDED="true", SESSION_TTL_SECONDS="10", SESSION_PURGE_SECONDS="1"
     ) as proxy:
         assert proxy.post("/pro/chat/completions", json=said).status_code == 200
         assert proxy.rows("SELECT session_id FROM sessions_api_chatsession") == [("soon-forgotten",)]

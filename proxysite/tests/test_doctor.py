@@ -53,7 +53,7 @@ def _sound(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
         UPSTREAM_URL=shared_upstream.url, SANDBOX_ENABLED="true", JOURNAL_MAX_BYTES="2000000", CELERY_EMBEDDED="true"
     ) as proxy:
         beat = "SELECT 1 FROM proxysite_taskrun WHERE task = 'proxysite.tasks.heartbeat'"
-        proxy.wait_for_rows(f"{beat} AND last_succeeded_at IS NOT NULL", 1)
+        proxy.wait_for_rows(f"{beat} AND last_succeeded_at IS NOT NULL", 1, 180)
         yield proxy
 
 
@@ -71,7 +71,7 @@ def run(proxy: LiveProxy, *arguments: str, stdin: str = "", **environment: str) 
         env=proxy.environment | environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         input=stdin,
     )
 

@@ -23,7 +23,7 @@ def examples(proxy: LiveProxy, path: str, language: str) -> list[str]:
 
 
 def _run(arguments: list[str], room: Path) -> str:
-    done = subprocess.run(arguments, cwd=room, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(arguments, cwd=room, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{arguments[-1]}\n{done.stdout}{done.stderr}"
     return done.stdout
 

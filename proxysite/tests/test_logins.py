@@ -40,7 +40,7 @@ class Browser:
 
     def __init__(self, site: LiveProxy, *, address: str = "") -> None:
         headers = {"X-Forwarded-For": address, "Accept-Language": "en"} if address else {"Accept-Language": "en"}
-        self.client = httpx.Client(base_url=site.url, headers=headers, trust_env=False, timeout=30)
+        self.client = httpx.Client(base_url=site.url, headers=headers, trust_env=False, timeout=60)
 
     def post(self, path: str, **fields: str) -> httpx.Response:
         token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', self.client.get(path).text)

@@ -7,13 +7,14 @@ import itertools
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import PATIENCE_S, LiveProxy
 from gateway.tests.raw_client import RawClient
 from proxysite.logs import JsonFormatter, LineFormatter, current_request_id, redacted
 
@@ -30,8 +31,8 @@ def _talking(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
         LOG_FORMAT="json",
         LOG_LEVEL="DEBUG",
         ACCESS_LOG="true",
-        FIRST_BYTE_TIMEOUT_SECONDS="0.5",
-        SILENCE_TIMEOUT_SECONDS="0.5",
+        FIRST_BYTE_TIMEOUT_SECONDS="2",
+        SILENCE_TIMEOUT_SECONDS="2",
         MAX_BODY_BYTES="100000",
     ) as proxy:
         yield proxy
@@ -52,6 +53,15 @@ def accesses(proxy: LiveProxy, request_id: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["request_id"] == request_id]
 
 
+def access(proxy: LiveProxy, request_id: str) -> dict[str, Any]:
+    """Return the line of a request once it is there: its client may have the whole answer before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := accesses(proxy, request_id)):
+        assert time.monotonic() < deadline, proxy.log[-3000:]
+        time.sleep(0.02)
+    return found[0]
+
+
 def test_every_line_is_an_object_gunicorns_too(talking: LiveProxy) -> None:
     found = entries(talking)
     assert {"gunicorn.error", "uvicorn.error"} <= {entry["logger"] for entry in found}
@@ -67,7 +77,7 @@ def test_an_ended_request_is_one_line_with_its_route_and_ids(talking: LiveProxy,
     headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "client-7"}
     answer = talking.get(f"/v1/files/secret-file?apiKey={KEY}", headers=headers)
     assert answer.headers["x-request-id"] == "req_up"
-    line = accesses(talking, answer.headers["x-proxy-request-id"])[0]
+    line = access(talking, answer.headers["x-proxy-request-id"])
     assert (line["method"], line["route"]) == ("GET", "/v1/files/{file_id}")
     assert (line["status"], line["outcome"], line["response_bytes"]) == (200, "completed", 2)
     assert (line["upstream_request_id"], line["client_request_id"]) == ("req_up", "client-7")
@@ -102,7 +112,7 @@ def test_ids_differ_and_do_not_count_requests(talking: LiveProxy) -> None:
 def test_an_odd_request_id_of_a_client_is_not_logged(talking: LiveProxy, sent: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}".encode(), "X-Request-Id": sent.encode("latin-1")}
     answer = talking.get("/v1/models", headers=headers)
-    assert accesses(talking, answer.headers["x-proxy-request-id"])[0]["client_request_id"] == ""
+    assert access(talking, answer.headers["x-proxy-request-id"])["client_request_id"] == ""
 
 
 # Failures of every kind
@@ -191,7 +201,7 @@ async def refused_sockets(proxy: LiveProxy) -> None:
     for target in (f"/v1/realtime?model={SECRET}&apiKey={KEY}", f"/pro?apiKey={KEY}", "/v1/%2e%2e/x"):
         protocols: Any = ["realtime", f"openai-insecure-api-key.{KEY}"]
         try:
-            async with connect(url + target, subprotocols=protocols, proxy=None) as socket:
+            async with connect(url + target, subprotocols=protocols, proxy=None, open_timeout=60) as socket:
                 await socket.send(SECRET)
         except (WebSocketException, OSError):
             pass
@@ -219,7 +229,7 @@ def test_no_key_and_no_body_is_logged_whatever_fails(talking: LiveProxy, upstrea
     asyncio.run(refused_sockets(talking))
     upstream.script = _echo_as_an_error
     last = talking.post("/v1/chat/completions", json=CHAT, headers=headers)
-    assert accesses(talking, last.headers["x-proxy-request-id"])
+    assert access(talking, last.headers["x-proxy-request-id"])
     log = talking.log
     assert "gateway.relay" in log
     for secret in (KEY, KEY[3:], SECRET):

@@ -77,7 +77,8 @@ def test_copying_puts_the_code_into_the_clipboard(own_proxy: LiveProxy, visit: V
     assert copied.startswith(f"curl -N {own_proxy.url}/v1/chat/completions")
     assert copied == page.locator("#connect-title ~ .tabs code").first.text_content()
     page.locator(".swap .copy").click()
-    assert page.evaluate("navigator.clipboard.readText()") == own_proxy.url
+    has_copied = "url => navigator.clipboard.readText().then(text => text === url)"
+    page.wait_for_function(has_copied, arg=own_proxy.url)
 
 
 def test_tabs_are_moved_through_with_the_arrows(own_proxy: LiveProxy, visit: Visit) -> None:

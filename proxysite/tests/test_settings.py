@@ -106,7 +106,7 @@ def settings_of(**environment: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": os.environ["PATH"], "VAR_DIR": os.environ["VAR_DIR"], **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -176,7 +176,7 @@ def test_two_processes_that_start_together_agree_on_one_secret(tmp_path: Path) -
     processes = [
         subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(6)
     ]
-    secrets = {process.communicate(timeout=60)[0] for process in processes}
+    secrets = {process.communicate(timeout=240)[0] for process in processes}
     assert secrets == {path.read_bytes()}
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 from gateway.tests.egress_proxies import ConnectProxy
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, echo
 from gateway.tests.live import LiveProxy, free_port
+from proxysite.status import FRESH_S
 
 _RECORDS = "SELECT endpoint FROM billing_usagerecord"
 
@@ -49,11 +51,15 @@ def test_an_upstream_that_refuses_a_call_without_key_is_reachable(own_upstream: 
 
 def test_however_many_ask_the_upstream_is_asked_once_and_without_a_key(own_upstream: FakeUpstream) -> None:
     with LiveProxy(UPSTREAM_URL=own_upstream.url) as proxy:
+        began_s = time.monotonic()
         with ThreadPoolExecutor(20) as pool:
             headers = {"Authorization": "Bearer sk-of-a-visitor", "Cookie": "a=b"}
             found = list(pool.map(lambda _: proxy.get("/status.json", headers=headers).json(), range(60)))
-        assert len({answer["checked_at"] for answer in found}) == 1
-        assert [(request.method, request.target) for request in own_upstream.requests] == [("GET", "/v1/models")]
+        probes = len({answer["checked_at"] for answer in found})
+        # Once, and on a machine that is slow once more for every time that an answer has grown old.
+        assert probes <= 1 + (time.monotonic() - began_s) // FRESH_S
+        asked = [(request.method, request.target) for request in own_upstream.requests]
+        assert asked == [("GET", "/v1/models")] * probes
         assert own_upstream.requests[0].value("authorization") is None
         # And no record tells of it: only the request that came after.
         own_upstream.script = echo

@@ -19,7 +19,7 @@ from gateway.tests.live import LiveProxy
 
 def test_the_printed_line_works_and_streams(own_proxy: LiveProxy) -> None:
     line = next(line.strip() for line in own_proxy.log.splitlines() if line.strip().startswith("curl"))
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("data: ") > 3
 
 
@@ -66,8 +66,8 @@ def test_readyz_says_which_part_is_bad(part: str, break_it: Callable[[LiveProxy]
         proxy.start()
         asked_at = time.monotonic()
         answer = proxy.get("/readyz")
-        # Whoever asks, such as Kubernetes, has given up long before the database's own patience ends.
-        assert time.monotonic() - asked_at < 8
+        # Whoever asks, such as Kubernetes, has given up long before the 30 s of the database's own patience end.
+        assert time.monotonic() - asked_at < 20
         assert proxy.get("/healthz").status_code == 200
     assert answer.status_code == 503
     assert answer.json()["checks"][part] != "ok"

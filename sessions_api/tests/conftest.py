@@ -15,8 +15,9 @@ def _chat_proxy(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
         UPSTREAM_URL=shared_upstream.url,
         SANDBOX_ENABLED="true",
         JOURNAL_FLUSH_SECONDS="0.1",
-        SESSION_LEASE_SECONDS="1",
-        SESSION_WAIT_SECONDS="8",
+        # As long as a busy machine may take to renew it; who waits for it waits for the tests' own patience.
+        SESSION_LEASE_SECONDS="5",
+        SESSION_WAIT_SECONDS="50",
         BALANCE_RATE_PER_MINUTE="1000000",
     ) as proxy:
         yield proxy

@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import PATIENCE_S, LiveProxy
 from gateway.tests.raw_client import RawClient
 from sessions_api.tests.conversations import (
     API_KEY,
@@ -386,8 +386,8 @@ def test_a_client_that_hangs_up_ends_the_turn(chat_proxy: LiveProxy, upstream: F
     body = json.dumps({"apiKey": API_KEY, "sessionId": "s", "content": "x", "stream": is_stream}).encode()
     with RawClient(chat_proxy) as client:
         client.request("POST", PATH, "Content-Type: application/json", body=body)
-        assert upstream.signals.get(timeout=20) == "asked"
-    assert upstream.signals.get(timeout=20) == "left"
+        assert upstream.signals.get(timeout=PATIENCE_S) == "asked"
+    assert upstream.signals.get(timeout=PATIENCE_S) == "left"
     upstream.script = remember
     assert say(chat_proxy, "hello").json()["data"] == "1: hello!"
     assert stored(chat_proxy) == WHOLE_TURN
@@ -423,7 +423,7 @@ def held_turn(upstream: FakeUpstream, stack: ExitStack, proxy: LiveProxy) -> tup
     pool = stack.enter_context(ThreadPoolExecutor(1))
     stack.callback(gate.open)
     future = pool.submit(say, proxy, "first")
-    assert upstream.signals.get(timeout=20) == "asked"
+    assert upstream.signals.get(timeout=PATIENCE_S) == "asked"
     return gate, future
 
 

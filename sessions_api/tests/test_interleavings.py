@@ -265,7 +265,7 @@ def heard(upstream: FakeUpstream) -> Iterator[tuple[int, tuple[str, str], str, l
 
 @pytest.fixture(scope="module")
 def two_proxies(_chat_proxy: LiveProxy) -> Iterator[list[LiveProxy]]:
-    bounds = {"SESSION_CONTEXT_MESSAGES": "10000", "SESSION_CONTEXT_TOKENS": "10000000", "SESSION_WAIT_SECONDS": "25"}
+    bounds = {"SESSION_CONTEXT_MESSAGES": "10000", "SESSION_CONTEXT_TOKENS": "10000000", "SESSION_WAIT_SECONDS": "50"}
     with sibling(_chat_proxy, **bounds) as one, sibling(_chat_proxy, **bounds) as other:
         yield [one, other]
 

@@ -400,7 +400,9 @@ def test_a_browser_may_ask_from_anywhere(chat_proxy: LiveProxy) -> None:
 
 @pytest.fixture(scope="module")
 def limited_proxy(_chat_proxy: LiveProxy) -> Iterator[LiveProxy]:
-    with sibling(_chat_proxy, BALANCE_RATE_PER_MINUTE="3", REDIS_KEY_PREFIX="limited") as proxy:
+    # A name of its own: in a Redis that stays, the counts of the last run may still be there.
+    prefix = f"{_chat_proxy.var_dir.name}-limited"
+    with sibling(_chat_proxy, BALANCE_RATE_PER_MINUTE="3", REDIS_KEY_PREFIX=prefix) as proxy:
         yield proxy
 
 
