@@ -348,6 +348,8 @@ AXES_ENABLE_ACCESS_FAILURE_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_SENSITIVE_PARAMETERS = ["username", "ip_address", "second_factor"]
 AXES_VERBOSE = False
+# One step of 30 s early or late is let pass, as RFC 6238 §5.2 advises; who was late once is not expected late for good.
+OTP_TOTP_SYNC = False
 OTP_TOTP_ISSUER = str(urlsplit(PUBLIC_URL).hostname) if PUBLIC_URL else "proxysite"
 
 UNFOLD = {

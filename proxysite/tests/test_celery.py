@@ -23,7 +23,7 @@ from billing.tests.price_server import PriceServer, published
 from gateway.tests.live import ROOT, LiveProxy
 from proxysite.tasks import heartbeat
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 BEATS = "SELECT last_succeeded_at FROM proxysite_taskrun WHERE task = 'proxysite.tasks.heartbeat'"
 RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672/"
 
