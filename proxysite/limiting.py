@@ -16,6 +16,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import connection
+from django.utils import timezone
 
 from billing import selectors
 from billing.events import UsageEvent
@@ -146,7 +147,8 @@ class PolicyReader:
     def _read_rules(self) -> Rules:
         now_s = time.monotonic()
         is_all = now_s - self._all_at >= _ALL_AGAIN_SECONDS
-        since = None if is_all or self._last is None else self._last - _OVERLAP
+        # What was decided last may be of a clock that was before the right time, and was set back since.
+        since = None if is_all or self._last is None else min(self._last, timezone.now()) - _OVERLAP
         policies, self._last = selectors.key_policies(since)
         found = {policy.fingerprint: policy for policy in policies}
         known = {} if is_all else self._policies
