@@ -1,13 +1,17 @@
 """`python -m bench.chaos`: break one part of the topology after the other under load, and see that the rest goes on.
 
 Exit status 1 when a stream broke that did not touch the broken part, when something did not recover by itself, or when
-the ledger afterwards lacks an answer that a client saw complete, or has one twice.
+the ledger afterwards lacks an answer that a client saw complete, or has one twice. All limits are set, far above what
+is asked for, so that none may refuse anybody. A full disk needs root, a clock that jumps a compiler (`cc`): where there
+is none, the attack is left out, and said to be.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +20,10 @@ from dataclasses import dataclass
 import httpx2 as httpx
 import psycopg
 
+from bench.clock import ShiftedClock, can_shift
 from bench.crowd import STREAM, WHOLE, Crowd, ledger_faults
 from bench.faulty_upstream import FaultyUpstream
+from deploy import programs
 from deploy.topology import Topology
 
 CLIENTS = 24
@@ -25,6 +31,15 @@ EVENTS, INTERVAL_S = 25, 0.1
 WARM_UP_S = 5.0
 RECOVERED_WITHIN_S = 30.0
 LAST_FAILURE_WITHIN_S = 3.0
+JOURNAL_BYTES = 4 * 1024 * 1024
+JUMP_S = 3600
+SETTINGS = {
+    "HEARTBEAT_SECONDS": "1",
+    "KEY_REQUESTS_PER_MINUTE": "1000000",
+    "KEY_TOKENS_PER_MINUTE": "10000000000",
+    "KEY_CONCURRENT_STREAMS": "1000",
+    "KEY_MONTHLY_USD": "1000000",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +61,24 @@ class Outcome:
 
     def __str__(self) -> str:
         fate = "ok" if not self.wrong else "; ".join(self.wrong)
-        return f"{self.attack:28} {self.complete:6} {self.failed:6} {self.recovered_after_s:8.1f}  {fate}"
+        return f"{self.attack:30} {self.complete:6} {self.failed:6} {self.recovered_after_s:8.1f}  {fate}"
 
 
-def attacks(topology: Topology, upstream: FaultyUpstream, *, pause_s: float, down_s: float) -> list[Attack]:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is attacked. `clock` is that of all its programs, where it can be set."""
+
+    topology: Topology
+    upstream: FaultyUpstream
+    clock: ShiftedClock | None
+    has_small_disk: bool
+
+    def now(self) -> dt.datetime:
+        return dt.datetime.now(dt.UTC) if self.clock is None else self.clock.now()
+
+
+def attacks(target: Target, *, pause_s: float, down_s: float) -> list[Attack]:
+    topology, upstream = target.topology, target.upstream
     gateway = topology.one("gateway")
     found = [
         Attack("gateway killed", gateway.kill, lambda through: through in ("", "g0")),
@@ -59,6 +88,12 @@ def attacks(topology: Topology, upstream: FaultyUpstream, *, pause_s: float, dow
     ]
     for name in ("gateway", "worker", "redis", "postgres"):
         found.append(Attack(f"{name} paused for {pause_s:g} s", _pause(topology, name, pause_s), _nobody))
+
+    if target.has_small_disk:
+        found.append(Attack(f"journal's disk full for {pause_s:g} s", lambda: _fill_disk(topology, pause_s), _nobody))
+    if (clock := target.clock) is not None:
+        found.append(Attack(f"clock set {JUMP_S} s forward", lambda: clock.set(JUMP_S), _nobody))
+        found.append(Attack(f"clock set {JUMP_S} s back", lambda: clock.set(0), _nobody))
 
     def take_upstream_away() -> None:
         upstream.go_away()
@@ -92,12 +127,29 @@ def _pause(topology: Topology, name: str, pause_s: float) -> Callable[[], None]:
     return strike
 
 
-def suffer(topology: Topology, crowd: Crowd, attack: Attack) -> Outcome:
+def _fill_disk(topology: Topology, full_s: float) -> None:
+    """Leave no byte on the journal's disk, whatever the gateways give back meanwhile."""
+    rubbish = topology.journal / "rubbish"
+    until = time.monotonic() + full_s
+    with rubbish.open("ab", buffering=0) as file:
+        while time.monotonic() < until:
+            for size in (65536, 4096):
+                with contextlib.suppress(OSError):
+                    while file.write(os.urandom(size)) == size:
+                        pass
+            time.sleep(0.01)
+    rubbish.unlink()
+    logs = [member.log for member in topology.services["gateway"]]
+    if not all("No space left on device" in log for log in logs):
+        raise RuntimeError("a gateway has not noticed that the disk was full")
+
+
+def suffer(target: Target, crowd: Crowd, attack: Attack) -> Outcome:
     """Strike once, and look at what the clients saw until all is well again."""
     begun_before = len(crowd.seen)
     attack.strike()
     struck_at = time.monotonic()
-    is_recovered = _wait_until_recovered(topology, crowd, struck_at)
+    is_recovered = _wait_until_recovered(target, crowd, struck_at)
     recovered_after_s = time.monotonic() - struck_at
     seen = crowd.seen[begun_before:]
     failed = [one for one in seen if one.failure]
@@ -114,10 +166,10 @@ def suffer(topology: Topology, crowd: Crowd, attack: Attack) -> Outcome:
     return Outcome(attack.name, complete, len(failed), tuple(summary), recovered_after_s)
 
 
-def _wait_until_recovered(topology: Topology, crowd: Crowd, struck_at: float) -> bool:
+def _wait_until_recovered(target: Target, crowd: Crowd, struck_at: float) -> bool:
     """Return whether in time all parts were healthy again, and all requests begun after the blow went well."""
     deadline = struck_at + RECOVERED_WITHIN_S
-    since = dt.datetime.now(dt.UTC)
+    topology, since = target.topology, target.now()
     while time.monotonic() < deadline:
         time.sleep(0.5)
         recent = crowd.since(max(struck_at, time.monotonic() - 5))
@@ -126,7 +178,7 @@ def _wait_until_recovered(topology: Topology, crowd: Crowd, struck_at: float) ->
             len(gateways) == 2
             and not any(one.failure for one in recent)
             and _is_ready(topology)
-            and _beats(topology, since)
+            and _beats(topology, since, target.now())
         ):
             return True
     return False
@@ -143,15 +195,15 @@ def _is_ready(topology: Topology) -> bool:
     return True
 
 
-def _beats(topology: Topology, since: dt.datetime) -> bool:
-    """Return whether the heart, which takes beat, Redis, worker and database, has beaten since then."""
+def _beats(topology: Topology, since: dt.datetime, now: dt.datetime) -> bool:
+    """Return whether the heart, which takes beat, Redis, worker and database, has beaten between the two."""
     statement = (
-        "SELECT count(*) FROM proxysite_taskrun "
-        "WHERE task = 'proxysite.tasks.heartbeat' AND last_started_at > %s AND last_succeeded_at > %s"
+        "SELECT count(*) FROM proxysite_taskrun WHERE task = 'proxysite.tasks.heartbeat' "
+        "AND last_started_at BETWEEN %(since)s AND %(now)s AND last_succeeded_at BETWEEN %(since)s AND %(now)s"
     )
     try:
         with psycopg.connect(topology.database_url(), connect_timeout=5) as connection:
-            row = connection.execute(statement, (since, since)).fetchone()
+            row = connection.execute(statement, {"since": since, "now": now}).fetchone()
     except psycopg.Error:
         return False
     return bool(row and row[0])
@@ -159,17 +211,27 @@ def _beats(topology: Topology, since: dt.datetime) -> bool:
 
 def rage(*, pause_s: float, down_s: float, only: str = "") -> tuple[list[Outcome], list[str]]:
     """Go through all attacks; return what each did, and what the ledger has wrong in the end."""
-    with FaultyUpstream(events=EVENTS, interval_s=INTERVAL_S) as upstream:
-        gateways = [{"UPSTREAM_URL": f"{upstream.url}/g{number}"} for number in range(2)]
-        with Topology({"HEARTBEAT_SECONDS": "1"}, gateways=gateways) as topology:
-            outcomes = []
-            with Crowd(topology, kinds=[STREAM, STREAM, STREAM, WHOLE], clients=CLIENTS) as crowd:
-                time.sleep(WARM_UP_S)
-                for attack in attacks(topology, upstream, pause_s=pause_s, down_s=down_s):
-                    if only in attack.name:
-                        outcomes.append(suffer(topology, crowd, attack))
-                        print(outcomes[-1], flush=True)
-            return outcomes, ledger_faults(topology, crowd)
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(FaultyUpstream(events=EVENTS, interval_s=INTERVAL_S))
+        clock = stack.enter_context(ShiftedClock()) if can_shift() else None
+        has_small_disk = programs.can_mount()
+        topology = stack.enter_context(
+            Topology(
+                SETTINGS,
+                gateways=[{"UPSTREAM_URL": f"{upstream.url}/g{number}"} for number in range(2)],
+                everywhere=clock.environment if clock else None,
+                journal_bytes=JOURNAL_BYTES if has_small_disk else 0,
+            )
+        )
+        target = Target(topology, upstream, clock, has_small_disk)
+        outcomes = []
+        with Crowd(topology, kinds=[STREAM, STREAM, STREAM, WHOLE], clients=CLIENTS) as crowd:
+            time.sleep(WARM_UP_S)
+            for attack in attacks(target, pause_s=pause_s, down_s=down_s):
+                if only in attack.name:
+                    outcomes.append(suffer(target, crowd, attack))
+                    print(outcomes[-1], flush=True)
+        return outcomes, ledger_faults(topology, crowd)
 
 
 def main() -> int:
@@ -178,7 +240,11 @@ def main() -> int:
     parser.add_argument("--down", type=float, default=30.0, help="seconds for which the upstream is away")
     parser.add_argument("--only", default="", help="attacks with this in their name")
     options = parser.parse_args()
-    print(f"{'attack':28} {'whole':>6} {'failed':>6} {'well, s':>8}")
+    if not programs.can_mount():
+        print("left out: the journal's disk full (needs root)")
+    if not can_shift():
+        print("left out: the clock set (needs cc)")
+    print(f"{'attack':30} {'whole':>6} {'failed':>6} {'well, s':>8}")
     outcomes, faults = rage(pause_s=options.pause, down_s=options.down, only=options.only)
     print("ledger: " + ("; ".join(faults) or "every complete answer exactly once"))
     return 1 if faults or any(outcome.wrong for outcome in outcomes) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -15,24 +16,29 @@ _MODEL_MAX_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What one key may do; None where the settings decide, 0 where nothing is limited."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_streams: int | None = None
+    monthly_usd: Decimal | None = None
+    models: tuple[str, ...] | None = None
+    networks: tuple[Network, ...] | None = None
+
+
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPolicy:
-    """What is decided of one key; None where the settings decide, 0 where nothing is limited."""
+    """What is decided of one key, and when it last was. Keys that may do the same share their `limits`."""
 
     fingerprint: str
+    changed_at: dt.datetime
     is_registered: bool
     price_factor: Decimal
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    concurrent_streams: int | None
-    monthly_usd: Decimal | None
-    models: tuple[str, ...] | None
-    networks: tuple[Network, ...] | None
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether anything but the settings decides."""
-        numbers = (self.requests_per_minute, self.tokens_per_minute, self.concurrent_streams, self.monthly_usd)
-        return any(one is not None for one in (*numbers, self.models, self.networks))
+    limits: KeyLimits
 
 
 def read_models(text: str) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,3 +76,30 @@ def create_database(port: int, password: str, *, timeout_s: float = 60.0) -> Non
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+# Disks
+
+
+def can_mount() -> bool:
+    """Return whether we may mount: as root, and where containers are not forbidden to."""
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            mount_memory(Path(directory), 4096)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        unmount(Path(directory))
+    return True
+
+
+def mount_memory(directory: Path, size_bytes: int) -> None:
+    """Make a directory a disk of its own, of so many bytes, in memory."""
+    options = f"size={size_bytes},mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], check=True, capture_output=True)
+
+
+def unmount(directory: Path) -> None:
+    """Take the disk away; what still has files of it open keeps them."""
+    subprocess.run(["umount", "--lazy", str(directory)], check=False, capture_output=True)

@@ -44,11 +44,17 @@ class Topology:
     """`with Topology({"UPSTREAM_URL": …}) as topology:` serves at `topology.url` until the block ends.
 
     `settings` stand for the file .env; `gateways`, where given, says how many there are, with settings of each its own.
-    What ends by itself is started anew, as the engine would.
+    `everywhere` stands in the environment of all programs, those of others too. With `journal_bytes` the journal has a
+    disk of its own of that size (`programs.can_mount`). What ends by itself is started anew, as the engine would.
     """
 
     def __init__(
-        self, settings: Mapping[str, str] | None = None, *, gateways: Sequence[Mapping[str, str]] = ()
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        gateways: Sequence[Mapping[str, str]] = (),
+        everywhere: Mapping[str, str] | None = None,
+        journal_bytes: int = 0,
     ) -> None:
         self.specs = read_compose(COMPOSE_FILE, os.environ)
         if importlib.util.find_spec("proxysite.celery") is None:
@@ -57,7 +63,11 @@ class Topology:
         self.secrets = self.directory / "secrets"
         self.settings = {"REDIS_KEY_PREFIX": self.directory.name, **(settings or {})}
         self.services: dict[str, list[Managed]] = {}
+        self.journal = self.directory / "journal"
         self._gateways = gateways
+        self._everywhere = everywhere or {}
+        self._journal_bytes = journal_bytes
+        self._is_mounted = False
         self.http_port, self.https_port, self.postgres_port, self.redis_port = (free_port() for _ in range(4))
         self.url = f"https://127.0.0.1:{self.https_port}"
         self.certificate = self.secrets / "tls_certificate"
@@ -89,6 +99,8 @@ class Topology:
                 thread.start()
             for thread in stopping:
                 thread.join()
+        if self._is_mounted:
+            programs.unmount(self.journal)
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(self._postgres_directory, ignore_errors=True)
 
@@ -155,6 +167,9 @@ class Topology:
             raise StartError(f"missing: {', '.join(missing)}. {programs.HOW_TO_GET_THEM}")
         for name in ("journal", "nginx", "tmp"):
             (self.directory / name).mkdir(mode=0o700)
+        if self._journal_bytes:
+            programs.mount_memory(self.journal, self._journal_bytes)
+            self._is_mounted = True
         environment = {"PATH": programs.search_path(), "POSTGRES_ADDRESS": f"127.0.0.1:{self.postgres_port}"}
         subprocess.run(["sh", "deploy/make-secrets.sh", str(self.secrets)], cwd=ROOT, env=environment, check=True,
                        capture_output=True)  # fmt: skip
@@ -219,7 +234,7 @@ class Topology:
         )
 
     def _environment(self, spec: ServiceSpec, places: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | dict(self._everywhere)
         interpreter = str(Path(sys.executable).parent)
         environment = kept | {"PATH": os.pathsep.join([interpreter, programs.search_path()])}
         if not spec.is_ours:
@@ -232,7 +247,7 @@ class Topology:
         """Return what stands where a container has something else."""
         places = {
             "/run/secrets": str(self.secrets),
-            "/journal": str(self.directory / "journal"),
+            "/journal": str(self.journal),
             "/var/lib/proxysite": str(own),
             "/etc/nginx": str(self.directory / "nginx"),
             "/tmp/": f"{self.directory}/tmp/",  # noqa: S108 - a container's own

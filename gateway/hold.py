@@ -106,7 +106,7 @@ class Hold:
         units = limiter.prices.most(self._model, usage, service_tier=tier, factor=self._factor) or 0
         try:
             is_there = await limiter.store.extend(
-                self.request_id, self._asks, units=units, month=self._month, now=time.time()
+                self.request_id, self._asks, units=units, month=self._month, now=time.monotonic()
             )
         except LimitsAwayError:
             return not limiter.options.refuses_when_away
@@ -139,7 +139,7 @@ class Hold:
             units=units,
             reserved=self._reserved_units if is_end else 0,
             month=self._month,
-            now=time.time(),
+            now=time.monotonic(),
             is_end=is_end,
         )
 
@@ -160,7 +160,7 @@ class Hold:
             return True
         with contextlib.suppress(LimitsAwayError):
             store = self._limiter.store
-            return await store.extend(self.request_id, paid, units=0, month=self._month, now=time.time())
+            return await store.extend(self.request_id, paid, units=0, month=self._month, now=time.monotonic())
         return not self._limiter.options.refuses_when_away
 
 

@@ -24,7 +24,7 @@ class _State:
 
 
 class MemoryStore:
-    """The door to the counts of one process. Times are seconds since the epoch; nothing waits.
+    """The door to the counts of one process. Times are seconds of a clock that nobody sets; nothing waits.
 
     What was spent never becomes less within a month: a request that the ledger does not know yet must not be forgotten.
     """

@@ -1,8 +1,9 @@
 """What Redis does for limits, in Lua: each script is one step that nothing comes between. See `gateway.limit_redis`.
 
 Of each key or address there are three keys: a hash (`r`, `t` the times at which requests and tokens are all there
-again; `m` the month, `s` spent and `v` reserved units), a sorted set of requests in progress by the time at which their
-lease ends, and a hash of what each has reserved. All times are Redis's own.
+again; `m` the month, `s` spent and `v` reserved units; `c` when this was written), a sorted set of requests in progress
+by the time at which their lease ends, and a hash of what each has reserved. All times are Redis's own: where its clock
+was set back, what was written before is set back with it.
 """
 
 from __future__ import annotations
@@ -26,16 +27,22 @@ local told = redis.call('TIME')
 local now = tonumber(told[1]) + tonumber(told[2]) / 1000000
 local WHOLE, TIME = '%.0f', '%.6f'
 local function number(text) return tonumber(text or '') or 0 end
-local function load(hash, month, base)
-  local found = redis.call('HMGET', hash, 'r', 't', 'm', 's', 'v')
+local function load(hash, live, month, base)
+  local found = redis.call('HMGET', hash, 'r', 't', 'm', 's', 'v', 'c')
   local s = {r = number(found[1]), t = number(found[2]), m = found[3] or '', s = number(found[4]), v = number(found[5])}
+  local back = number(found[6]) - now
+  if back > 0 then
+    s.r = s.r - back; s.t = s.t - back
+    for _, one in ipairs(redis.call('ZRANGE', live, 0, -1)) do redis.call('ZINCRBY', live, -back, one) end
+  end
+  if s.v > 0 and redis.call('EXISTS', live) == 0 then s.v = 0 end
   if s.m < month then s.m = month; s.s = 0 end
   if s.m == month and s.s < base then s.s = base end
   return s
 end
 local function save(hash, s)
   redis.call('HSET', hash, 'r', string.format(TIME, s.r), 't', string.format(TIME, s.t), 'm', s.m,
-    's', string.format(WHOLE, s.s), 'v', string.format(WHOLE, math.max(s.v, 0)))
+    's', string.format(WHOLE, s.s), 'v', string.format(WHOLE, math.max(s.v, 0)), 'c', string.format(TIME, now))
   local keep = math.max(s.r, s.t, now) - now + 300
   if s.s > 0 then keep = math.max(keep, 3000000) end
   redis.call('EXPIRE', hash, math.ceil(keep))
@@ -53,9 +60,9 @@ local function hold(s, live, held, id, units, lease)
   redis.call('EXPIRE', live, math.ceil(lease * 2))
   if units > 0 then
     redis.call('HINCRBY', held, id, string.format(WHOLE, units))
-    redis.call('EXPIRE', held, math.ceil(lease * 2))
     s.v = s.v + units
   end
+  redis.call('EXPIRE', held, math.ceil(lease * 2))
 end
 """
 
@@ -72,7 +79,7 @@ for k = 1, #KEYS, 3 do
   local place = (k + 2) / 3
   local rpm, tpm, streams, monthly = number(ARGV[at]), number(ARGV[at+1]), number(ARGV[at+2]), number(ARGV[at+3])
   local tokens, units = number(ARGV[at+4]), number(ARGV[at+5])
-  local s = load(KEYS[k], month, number(ARGV[at+6]))
+  local s = load(KEYS[k], KEYS[k+1], month, number(ARGV[at+6]))
   if streams > 0 or monthly > 0 then end_leases(s, KEYS[k+1], KEYS[k+2]) end
   if streams > 0 and redis.call('ZCARD', KEYS[k+1]) >= streams then
     save(KEYS[k], s)
@@ -129,7 +136,7 @@ EXTEND: Final = _script(
 local id, month, units, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local states = {}
 for k = 1, #KEYS, 3 do
-  local s = load(KEYS[k], month, 0)
+  local s = load(KEYS[k], KEYS[k+1], month, 0)
   end_leases(s, KEYS[k+1], KEYS[k+2])
   if s.s + s.v + units > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
   states[(k + 2) / 3] = s
@@ -153,7 +160,7 @@ local id, month, units, is_end = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] ==
 for k = 2, #KEYS, 3 do
   local at = 5 + (k - 2) / 3 * 3
   local tpm, tokens, counts_money = number(ARGV[at]), number(ARGV[at+1]), ARGV[at+2] == '1'
-  local s = load(KEYS[k], month, 0)
+  local s = load(KEYS[k], KEYS[k+1], month, 0)
   if is_end then
     s.v = s.v - number(redis.call('HGET', KEYS[k+2], id))
     redis.call('HDEL', KEYS[k+2], id)
@@ -175,13 +182,12 @@ RENEW: Final = _script(
     _COMMON,
     """
 local lease = tonumber(ARGV[1])
-local s = load(KEYS[1], '', 0)
+local s = load(KEYS[1], KEYS[2], '', 0)
 for at = 2, #ARGV, 2 do
   local id, units = ARGV[at], number(ARGV[at+1])
   if redis.call('ZSCORE', KEYS[2], id) then units = 0 end
   hold(s, KEYS[2], KEYS[3], id, units, lease)
 end
-if #ARGV > 1 then redis.call('EXPIRE', KEYS[3], math.ceil(lease * 2)) end
 save(KEYS[1], s)
 return 1
 """,

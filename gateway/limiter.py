@@ -264,7 +264,7 @@ class Limiter:
         if not asks:
             return
         try:
-            refusal = await self.store.admit(meter.request_id, asks, month=month, now=now)
+            refusal = await self.store.admit(meter.request_id, asks, month=month, now=time.monotonic())
         except LimitsAwayError as exc:
             self.tally.uncounted()
             if self.options.refuses_when_away:

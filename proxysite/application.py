@@ -42,6 +42,7 @@ _SITE_BODY_SILENCE_SECONDS = 30.0
 _SITE_BODIES_MAX_BYTES = 64 * 1024 * 1024
 _FAREWELL_SECONDS = 3.0
 _POLICY_PATIENCE_SECONDS = 5.0
+_POLICY_READ_SECONDS = 40.0  # gunicorn gives a worker 60 s to start
 _REDIS_PATIENCE_SECONDS = 1.0
 # Below /v1 and yet ours: OpenAI refuses API keys there, so the ledger answers what apps ask.
 _LEDGER_PATHS = frozenset(b"/v1/dashboard/billing/" + name for name in (b"subscription", b"usage", b"credit_grants"))
@@ -204,8 +205,11 @@ class Application:
         """Know what is decided before the first request; a database that is away keeps nobody waiting for long."""
         self._apply(limiting.Decisions(frozenset(), limiting.rules_at_first()))
         reading = asyncio.create_task(asyncio.to_thread(limiting.read_at_start, self._policy_reader))
+        await asyncio.wait({reading}, timeout=_POLICY_PATIENCE_SECONDS)
+        # One that answers has much to say: nobody who is blocked shall pass meanwhile.
+        more_s = _POLICY_READ_SECONDS - _POLICY_PATIENCE_SECONDS if self._policy_reader.is_answered else 0
         try:
-            self._apply(await asyncio.wait_for(asyncio.shield(reading), _POLICY_PATIENCE_SECONDS))
+            self._apply(await asyncio.wait_for(asyncio.shield(reading), more_s))
         except Exception as exc:  # whatever it is, traffic goes on, and the next look may succeed
             reading.add_done_callback(lambda done: done.cancelled() or done.exception())
             logger.warning("what operators have decided could not be read yet: %s", type(exc).__name__)

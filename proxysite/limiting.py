@@ -9,18 +9,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
 from django.conf import settings
 from django.db import connection
+from django.utils import timezone
 
 from billing import selectors
 from billing.events import UsageEvent
 from billing.fields import usd_to_units
-from billing.limits import KeyPolicy
+from billing.limits import NO_LIMITS, KeyLimits, KeyPolicy
 from billing.reserving import Prices
 from gateway import segments
 from gateway.addresses import ProxyTrust
@@ -115,85 +116,161 @@ def rules_at_first() -> Rules:
     return Rules(key_limits(), address_limits(), registered=registered, is_read=registered is None)
 
 
+class _Decided:
+    """What is decided of keys, by fingerprint: in rules that are in force it is never changed, but copied."""
+
+    __slots__ = ("factors", "limits", "registered")
+
+    def __init__(
+        self, limits: Mapping[str, Limits], factors: Mapping[str, Decimal], registered: Collection[str]
+    ) -> None:
+        self.limits = dict(limits)
+        self.factors = dict(factors)
+        self.registered = set(registered)
+
+    def copy(self) -> _Decided:
+        return _Decided(self.limits, self.factors, self.registered)
+
+    def holds(self, policy: KeyPolicy, limits: Limits | None) -> bool:
+        """Return whether all of this is known."""
+        name = policy.fingerprint
+        return (
+            self.limits.get(name) == limits
+            and self.factors.get(name, 1) == policy.price_factor
+            and (name in self.registered) == policy.is_registered
+        )
+
+    def take(self, policy: KeyPolicy, limits: Limits | None) -> None:
+        name = policy.fingerprint
+        if limits is not None:
+            self.limits[name] = limits
+        else:
+            self.limits.pop(name, None)
+        if policy.price_factor != 1:
+            self.factors[name] = policy.price_factor
+        else:
+            self.factors.pop(name, None)
+        if policy.is_registered:
+            self.registered.add(name)
+        else:
+            self.registered.discard(name)
+
+
 class PolicyReader:
     """Reads what operators have decided: all of it at first and every hour, between that what is new.
 
-    For any thread, one at a time. What all keys have spent is read only where every key has a limit of money.
+    For any thread, one at a time. What all keys have spent is read only where every key has a limit of money, or more
+    keys than one query asks for by name; then all of it now and then, between that what the keys in use have spent.
+    `is_answered`: the database has answered, and what is read may take as long as it is.
     """
 
-    def __init__(self, limiter: Limiter, prices: Prices) -> None:
+    def __init__(self, limiter: Limiter, prices: Prices, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limiter = limiter
+        self._clock = clock
         self._prices = prices
         self._lock = threading.Lock()
         self._rules = rules_at_first()
-        self._policies: dict[str, KeyPolicy] = {}
+        self._decided = _Decided({}, {}, ())
         self._last: dt.datetime | None = None
+        self._last_seen_at = 0.0
         self._all_at = -_ALL_AGAIN_SECONDS
         self._all_spent_at = -_ALL_SPENT_AGAIN_SECONDS
         self._is_first = True
         self._kept: dict[str, int] = {}
+        self.is_answered = False
 
     def read(self) -> Decisions:
         """Return what is decided now; raises while the database is away."""
         with self._lock:
             try:
-                return Decisions(selectors.blocked_fingerprints(), self._read_rules())
+                blocked = selectors.blocked_fingerprints()
+                self.is_answered = True
+                return Decisions(blocked, self._read_rules())
             except BaseException:
                 # What was half read is read again.
                 self._all_at = -_ALL_AGAIN_SECONDS
                 raise
 
     def _read_rules(self) -> Rules:
-        now_s = time.monotonic()
+        now_s = self._clock()
         is_all = now_s - self._all_at >= _ALL_AGAIN_SECONDS
-        since = None if is_all or self._last is None else self._last - _OVERLAP
-        policies, self._last = selectors.key_policies(since)
-        found = {policy.fingerprint: policy for policy in policies}
-        known = {} if is_all else self._policies
-        has_changed = is_all or any(known.get(name) != policy for name, policy in found.items())
+        since = None if is_all else self._since(now_s)
+        news = self._read_decided(since, is_all=is_all)
         rules = self._rules
-        if has_changed or not rules.is_read:
-            self._policies = {**known, **found}
-            rules = self._rules_of(self._policies.values())
+        if is_all or news:
+            rules = self._rules_of(self._decided)
         if _has_money(rules):
-            rules = self._with_spent(rules)
+            rules = self._with_spent(rules, news)
         if is_all:
             self._all_at = now_s
         self._is_first = False
         self._rules = rules
         return rules
 
-    def _rules_of(self, policies: Iterable[KeyPolicy]) -> Rules:
+    def _read_decided(self, since: dt.datetime | None, *, is_all: bool) -> set[str]:
+        """Bring what is decided of keys up to date; return whose it has changed, of all at once nobody's."""
         default = key_limits()
-        policies = list(policies)
-        is_known_only = settings.GATEWAY_MODE == "known"
+        merged: dict[KeyLimits, Limits | None] = {NO_LIMITS: None}
+        decided = _Decided({}, {}, ()) if is_all else self._decided
+        last, news = self._last, set[str]()
+        for policy in selectors.key_policies(since):
+            if policy.limits not in merged:
+                merged[policy.limits] = _merged(default, policy.limits)
+            limits = merged[policy.limits]
+            last = policy.changed_at if last is None else max(last, policy.changed_at)
+            if is_all:
+                decided.take(policy, limits)
+            elif not decided.holds(policy, limits):
+                if not news:
+                    decided = decided.copy()
+                decided.take(policy, limits)
+                news.add(policy.fingerprint)
+        if last != self._last:
+            self._last, self._last_seen_at = last, self._clock()
+        self._decided = decided
+        return news
+
+    def _since(self, now_s: float) -> dt.datetime | None:
+        """Return from when on there may be news: for a while from before the last, then only what comes after it.
+
+        A hundred thousand keys may have been decided of at one time, and are not to be read every few seconds.
+        """
+        now = timezone.now()
+        if self._last is None:
+            return None
+        if self._last <= now and now_s - self._last_seen_at > _OVERLAP.total_seconds():
+            return self._last
+        # The last may be of a clock that was ahead, and was set back since.
+        return min(self._last, now) - _OVERLAP
+
+    def _rules_of(self, decided: _Decided) -> Rules:
         return Rules(
-            default,
+            key_limits(),
             address_limits(),
-            overrides={one.fingerprint: _merged(default, one) for one in policies if one.has_limits},
-            factors={one.fingerprint: one.price_factor for one in policies if one.price_factor != 1},
-            registered=frozenset(one.fingerprint for one in policies if one.is_registered) if is_known_only else None,
+            overrides=decided.limits,
+            factors=decided.factors,
+            registered=frozenset(decided.registered) if settings.GATEWAY_MODE == "known" else None,
             spent_units=self._rules.spent_units,
             month=self._rules.month,
         )
 
     # Money
 
-    def _with_spent(self, rules: Rules) -> Rules:
+    def _with_spent(self, rules: Rules, news: set[str]) -> Rules:
         self._prices.refresh_if_old()
-        now_s = time.monotonic()
+        now_s = self._clock()
         today = dt.datetime.now(dt.UTC).date()
         month = f"{today:%Y-%m}"
         spent = dict(rules.spent_units) if month == rules.month else {}
         is_all = now_s - self._all_spent_at >= _ALL_SPENT_AGAIN_SECONDS or month != rules.month
-        if rules.key.monthly_units and is_all:
+        limited = {name for name, limits in rules.overrides.items() if limits.monthly_units}
+        has_many = bool(rules.key.monthly_units) or len(limited) > _MOST_BY_NAME
+        if has_many and is_all:
             spent = selectors.units_spent(today)
             self._all_spent_at = now_s
         else:
-            asked = {name for name, limits in rules.overrides.items() if limits.monthly_units}
-            asked |= self._limiter.take_recent()
-            names = asked if len(asked) <= _MOST_BY_NAME else None
-            spent |= selectors.units_spent(today, names)
+            asked = self._limiter.take_recent() | (limited & news if has_many else limited)
+            spent |= selectors.units_spent(today, asked if len(asked) <= _MOST_BY_NAME else None)
         if self._is_first and isinstance(self._limiter.store, MemoryStore):
             for event in _unrecorded_events(settings.JOURNAL_DIR):
                 if month_of(event.started_at) == month and rules.of_key(event.key_fingerprint).monthly_units:
@@ -252,14 +329,14 @@ def _has_money(rules: Rules) -> bool:
     )
 
 
-def _merged(default: Limits, policy: KeyPolicy) -> Limits:
+def _merged(default: Limits, own: KeyLimits) -> Limits:
     return Limits(
-        _either(policy.requests_per_minute, default.requests_per_minute),
-        _either(policy.tokens_per_minute, default.tokens_per_minute),
-        _either(policy.concurrent_streams, default.concurrent_streams),
-        default.monthly_units if policy.monthly_usd is None else usd_to_units(Decimal(policy.monthly_usd)),
-        default.models if policy.models is None else policy.models,
-        default.networks if policy.networks is None else policy.networks,
+        _either(own.requests_per_minute, default.requests_per_minute),
+        _either(own.tokens_per_minute, default.tokens_per_minute),
+        _either(own.concurrent_streams, default.concurrent_streams),
+        default.monthly_units if own.monthly_usd is None else usd_to_units(Decimal(own.monthly_usd)),
+        default.models if own.models is None else own.models,
+        default.networks if own.networks is None else own.networks,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from typing import Any
 
 from django.utils import timezone
@@ -23,11 +24,27 @@ class _Entry(ModelEntry):
         if has_never_run:
             self.last_run_at = model.last_run_at = timezone.now() - _LONG_AGO
 
+    def is_due(self) -> Any:
+        """Count from now where the last run lies ahead: the clock was set back since, and may have been far off."""
+        now = timezone.now()
+        if self.last_run_at > now:
+            self.last_run_at = self.model.last_run_at = now
+        return super().is_due()
+
 
 class Scheduler(DatabaseScheduler):
     """Brings the entries of `proxysite.schedule` into the database before it reads it."""
 
     Entry = _Entry
+    _ticked_at = 0.0
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """Send what is due. Whenever the clock was set back, when that is must be reckoned anew."""
+        now = time.time()
+        if now < self._ticked_at:
+            self._heap = None
+        self._ticked_at = now
+        return super().tick(*args, **kwargs)
 
     def setup_schedule(self) -> None:
         wanted = entries()

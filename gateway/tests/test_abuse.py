@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
 from collections.abc import Iterator
 
 import pytest
-from websockets.frames import Frame, Opcode
-from websockets.utils import accept_key
 
 from gateway.tests.attacks import (
     HEAD,
@@ -28,6 +25,7 @@ from gateway.tests.attacks import (
 )
 from gateway.tests.calls import LEFT_WITHIN_S
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.hostile import BOMBS, ENDLESS, FLOODS, SHAKE, bomb, hold_websocket, swallow
 from gateway.tests.live import LiveProxy, new_client
 from gateway.tests.raw_client import RawClient
 
@@ -53,13 +51,6 @@ def target(_target: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
     for _ in range(20):
         assert _target.get("/v1/models").status_code == 200  # its first requests are part of no attack
     return _target
-
-
-async def swallow(exchange: Exchange) -> None:
-    """Read whatever comes, keep nothing, and answer."""
-    while await exchange.read_some_body():
-        exchange.request.body.clear()
-    await exchange.answer(b'{"data": []}')
 
 
 # Heads
@@ -181,22 +172,6 @@ def test_forms_for_the_site_that_never_end_are_held_only_up_to_a_bound(target: L
     assert cost.peak_bytes < 110 * MIB, cost
 
 
-NESTED = b'{"model":"m","stream":true,"messages":' + b"[" * 2_000_000
-BOMBS = {
-    "nested lists": NESTED,
-    "nested objects": b'{"a":' * 400_000,
-    "closed": b'{"stream":true,"messages":' + b"[" * 1_500_000 + b"]" * 1_500_000 + b"}",
-    "a number": b'{"stream":true,"n":' + b"9" * 4_000_000 + b"}",
-    "an exponent": b'{"stream":true,"n":1e' + b"9" * 4_000_000 + b"}",
-    "one name again and again": b"{" + b'"stream":true,' * 270_000 + b'"model":"m"}',
-    "many names": b"{" + b",".join(b'"%d":0' % number for number in range(350_000)) + b"}",
-    "escapes": b'{"stream":true,"model":"' + b"\\u0041" * 650_000 + b'"}',
-    "backslashes": b'{"stream":true,"model":"' + b"\\" * 4_000_000,
-    "quotes": b'{"stream":true,' + b'"' * 4_000_000,
-    "blanks": b" " * 4_000_000 + b"{}",
-}
-
-
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_body_made_to_be_hard_to_read_passes_and_holds_nobody_up(
     target: LiveProxy, upstream: FakeUpstream, kind: str
@@ -221,12 +196,6 @@ def test_a_body_made_to_be_hard_to_read_passes_and_holds_nobody_up(
 
 
 # Answers
-
-
-def bomb(size: int) -> bytes:
-    """Return so many blanks, packed a thousand times smaller."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    return b"".join(packer.compress(b" " * MIB) for _ in range(size // MIB)) + packer.flush()
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -255,14 +224,6 @@ def test_a_bomb_in_a_compressed_answer_costs_a_bounded_amount(
                 assert (answer.end != "whole") if is_stream else (answer.body == packed)
     assert cost.peak_bytes < 60 * MIB, cost
     assert cost.slowest_s < HELD_UP_S, cost
-
-
-ENDLESS = {
-    "one line": b"x" * 65536,
-    "comments": b":\n" * 32768,
-    "lines of data": b"data: x\n" * 8192,
-    "returns": b"\ndata: x\r" * 6500,
-}
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
@@ -297,19 +258,6 @@ def test_an_event_without_end_passes_and_costs_a_bounded_amount(
 # WebSockets
 
 
-SHAKE = (
-    b"GET /v1/realtime?model=m HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
-FLOODS = {
-    "empty messages": Frame(Opcode.TEXT, b"").serialize(mask=True) * 40_000,
-    "small messages": Frame(Opcode.TEXT, b"{}").serialize(mask=True) * 30_000,
-    "empty fragments": Frame(Opcode.TEXT, b"", fin=False).serialize(mask=True)
-    + Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) * 40_000,
-    "pings": Frame(Opcode.PING, b"p" * 125).serialize(mask=True) * 2_000,
-}
-
-
 @pytest.mark.parametrize("kind", FLOODS)
 def test_websockets_that_flood_an_upstream_that_does_not_read_cost_a_bounded_amount(
     target: LiveProxy, upstream: FakeUpstream, kind: str
@@ -320,11 +268,7 @@ def test_websockets_that_flood_an_upstream_that_does_not_read_cost_a_bounded_amo
         if exchange.request.value("upgrade") is None:
             await swallow(exchange)
             return
-        accept = accept_key(exchange.request.value("sec-websocket-key") or "")
-        lines = ["HTTP/1.1 101 Yes", "Upgrade: websocket", "Connection: upgrade", f"Sec-WebSocket-Accept: {accept}"]
-        await exchange.send("\r\n".join([*lines, "", ""]).encode())
-        await gate.wait(300)
-        exchange.abort()
+        await hold_websocket(exchange, gate)
 
     upstream.script = script
     try:

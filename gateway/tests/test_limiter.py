@@ -30,12 +30,7 @@ from gateway.tests.test_limits import REDIS_URL, needs_redis
 FEW, TOKENS, STREAMS = "sk-few-requests-00001", "sk-few-tokens-000001", "sk-streams-000000001"
 MODELS = "sk-some-models-000001"
 NETWORKS = "sk-some-networks-0001"
-CENT, LONG, UNCUT, DRY = (
-    "sk-last-cent-00000001",
-    "sk-long-stream-000001",
-    "sk-long-uncut-0000001",
-    "sk-dry-0000000000001",
-)
+CENT, LONG, DRY = "sk-last-cent-00000001", "sk-long-stream-000001", "sk-dry-0000000000001"
 FREE = "sk-without-limits-001"
 RETRIED = "sk-retried-0000000001"
 TALKS = "sk-talks-00000000001"
@@ -542,6 +537,75 @@ async def test_a_session_ends_where_its_money_does(socket_proxy: LiveProxy, sock
     assert sum(message["type"] == "response.done" for message in said) == 3
     wait_until(lambda: spent_by(socket_proxy, SOCKET_CENT) > 0)
     assert await status_of_refusal(socket_proxy, SOCKET_CENT, "model=gpt-realtime") == (429, "insufficient_quota")
+
+
+# Where nobody is to be cut off
+
+
+PATIENT, SOCKET_PATIENT = "sk-long-patient-0001", "sk-socket-patient-01"
+
+
+async def ramble_dearly(exchange: Exchange) -> None:
+    """Stream what costs twelve times a cent, and say so at its end."""
+    await exchange.read_body()
+    await exchange.start_stream()
+    for number in range(2000):
+        await exchange.events(
+            {"choices": [{"index": 0, "delta": {"content": "word " * 100 + str(number)}}]}, done=False
+        )
+    await exchange.events({"choices": [], "usage": USAGE | {"completion_tokens": 200_000}})
+    await exchange.end_stream()
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
+def uncut_store(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {
+        "REDIS_URL": "" if request.param == "memory" else REDIS_URL,
+        "CUT_AT_SPEND_LIMIT": "false",
+        "RESERVE_OUTPUT_TOKENS": "500",
+    }
+
+
+def test_a_stream_is_not_cut_where_that_is_not_wanted_and_is_the_last_one(
+    uncut_store: dict[str, str], upstream: FakeUpstream
+) -> None:
+    upstream.script = ramble_dearly
+    decided = {PATIENT: {"monthly_usd": "0.0100000"}}
+    with limited_proxy(decided, UPSTREAM_URL=upstream.url, **uncut_store) as proxy:
+        received, is_cut = streamed(proxy, PATIENT)
+        assert not is_cut
+        assert received.endswith(b"data: [DONE]\n\n")
+        assert b"event: error" not in received
+        # All of it is counted, above the limit too, so that nothing follows.
+        wait_until(lambda: spent_by(proxy, PATIENT) == Decimal("0.120015"))
+        assert error_of(ask(proxy, PATIENT, json={"max_tokens": 1})) == (
+            429,
+            "insufficient_quota",
+            "insufficient_quota",
+        )
+        assert metric(proxy, 'proxysite_limit_refusals_total{reason="cut",scope="key"}') == 0
+        assert len(upstream.requests) == 1
+
+
+async def test_a_session_is_not_ended_where_that_is_not_wanted_and_is_the_last_one(
+    uncut_store: dict[str, str], socket_upstream: RealtimeUpstream
+) -> None:
+    async def responses(websocket: Any) -> None:
+        async for message in websocket:
+            usage = {"input_tokens": 0, "output_tokens": 500, "output_token_details": {"audio_tokens": 500}}
+            response = {"id": f"resp_{message}", "usage": usage}
+            await websocket.send(json.dumps({"type": "response.done", "response": response}))
+
+    socket_upstream.play(responses)
+    decided = {SOCKET_PATIENT: {"monthly_usd": "0.1000000"}}
+    with limited_proxy(decided, UPSTREAM_URL=socket_upstream.url, **uncut_store) as proxy:
+        async with dial(proxy, SOCKET_PATIENT) as websocket:
+            for number in range(10):
+                await websocket.send(str(number))
+                assert json.loads(await websocket.recv())["type"] == "response.done"
+        wait_until(lambda: spent_by(proxy, SOCKET_PATIENT) == Decimal("0.32"))
+        refused = await status_of_refusal(proxy, SOCKET_PATIENT, "model=gpt-realtime")
+        assert refused == (429, "insufficient_quota")
 
 
 # Of every key, and of addresses

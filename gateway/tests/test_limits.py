@@ -411,6 +411,44 @@ async def test_redis_that_lost_its_memory_begins_with_the_ledgers_word(tmp_path:
         keeping.cancel()
 
 
+@needs_redis
+async def test_what_a_dead_worker_reserved_is_free_however_late_anybody_asks_again(store: Store) -> None:
+    if isinstance(store.store, MemoryStore):
+        return
+    ask = store.ask(Limits(monthly_units=100), units=100, spent=0)
+    assert await store.admit(ask) is None
+    with redis.Redis.from_url(REDIS_URL) as client:
+        names = [f"proxysite-test:limits:{ask.name}{part}" for part in ("", ":live", ":held")]
+        # All that tells of the request ends by itself, at one time; what was spent stays for weeks.
+        assert all(100 < client.ttl(name) <= 120 for name in names[1:])
+        client.hset(names[0], "s", 1)
+        client.delete(*names[1:])
+    assert await store.admit(ask._replace(units=99)) is None
+    assert await store.admit(ask._replace(units=1)) is not None
+
+
+@needs_redis
+async def test_a_redis_whose_clock_is_set_back_refuses_nobody_for_that(store: Store) -> None:
+    if isinstance(store.store, MemoryStore):
+        return
+    limits = Limits(requests_per_minute=2, tokens_per_minute=1000, concurrent_streams=3)
+    ask = store.ask(limits, tokens=500)
+    assert await store.admit(ask) is None
+    with redis.Redis.from_url(REDIS_URL) as client:  # all of it becomes an hour older than Redis is
+        name = f"proxysite-test:limits:{ask.name}"
+        for field in ("r", "t", "c"):
+            client.hincrbyfloat(name, field, 3600)
+        client.zincrby(f"{name}:live", 3600, "r1")
+    assert await store.admit(ask) is None
+    refusal = await store.admit(ask)
+    assert refusal is not None
+    assert refusal.reason == "requests"
+    assert refusal.retry_s == pytest.approx(30, abs=20)
+    with redis.Redis.from_url(REDIS_URL) as client:
+        assert client.zscore(f"{name}:live", "r1") - time.time() == pytest.approx(60, abs=20)
+        assert float(client.hget(name, "t")) - time.time() == pytest.approx(60, abs=20)
+
+
 def replaced(ask: Ask, *, spent: int) -> Ask:
     return ask._replace(spent_units=spent)
 

@@ -149,6 +149,26 @@ def test_a_start_brings_the_schedule_up_to_date_and_keeps_what_operators_decided
 
 
 @by_beat
+def test_a_clock_that_is_set_back_stops_no_task_for_longer_than_its_interval(settings: Settings) -> None:
+    """Each run is noted, and each next one reckoned, by a clock that is an hour ahead; then beat looks again."""
+    settings.HEARTBEAT_SECONDS = 5
+    an_hour = dt.timedelta(hours=1)
+    PeriodicTask.objects.all().delete()
+    Scheduler(app=app)
+    PeriodicTask.objects.update(last_run_at=timezone.now() + an_hour)
+    restarted = Scheduler(app=app)
+    assert all(entry.is_due().next <= entry.schedule.seconds for entry in restarted.schedule.values())
+
+    running = Scheduler(app=app)
+    running.populate_heap()
+    running._heap = [event._replace(time=event.time + 3600) for event in running._heap]
+    running._ticked_at = time.time() + 3600
+    running.old_schedulers = running.schedule
+    assert running.tick() <= 5
+    assert min(event.time for event in running._heap) <= time.time() + 6
+
+
+@by_beat
 def test_every_message_expires() -> None:
     Scheduler(app=app)
     for task in PeriodicTask.objects.filter(description=DESCRIPTION):
