@@ -301,6 +301,8 @@ class Exchange:
                 await self._finish()
                 is_sent = True
             await send({"type": "http.response.body", "body": chunk, "more_body": not is_sent})
+            if is_sent and getattr(self._stream, "ended", False):
+                break
             self.deadline = loop.time() + silence_timeout_s
         self.deadline = math.inf
         if not is_sent:

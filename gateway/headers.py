@@ -205,6 +205,9 @@ def to_client(headers: RawHeaders) -> ToClient:
     content_type = content_encoding = request_id = b""
     for pair in headers:
         role = _roles_to_client[pair[0]]
+        if role == _PASSES:
+            sent.append(pair)
+            continue
         if role == _STAYS:
             continue
         if role == _CONNECTION:
@@ -212,8 +215,6 @@ def to_client(headers: RawHeaders) -> ToClient:
                 named = _named_by_connection(headers)
             continue
         sent.append(pair)
-        if role == _PASSES:
-            continue
         if role == _TYPE:
             content_type = pair[1]
         elif role == _LENGTH:
@@ -253,9 +254,8 @@ def preflight(request_headers: RawHeaders) -> RawHeaders:
     return allowed
 
 
-def is_preflight(method: str, headers: RawHeaders) -> bool:
-    if method != "OPTIONS":
-        return False
+def is_preflight(headers: RawHeaders) -> bool:
+    """Return whether an OPTIONS request is a CORS preflight."""
     names = {name for name, _ in headers}
     return b"origin" in names and b"access-control-request-method" in names
 

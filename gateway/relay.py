@@ -64,7 +64,7 @@ class Relay:
         self._sandbox_fingerprint = metering.fingerprint(sandbox_key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if wire.is_preflight(scope["method"], scope["headers"]):
+        if scope["method"] == "OPTIONS" and wire.is_preflight(scope["headers"]):
             headers = wire.preflight(scope["headers"])
             await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body"})

@@ -164,14 +164,15 @@ class Exchange:
         has_date = has_close = False
         for pair in message.get("headers", ()):
             role = _roles[pair[0]]
-            if role == _LENGTH:
-                self._bytes_left = int(pair[1])
-            elif role == _DATE:
-                has_date = True
-            elif role == _CONNECTION:
-                has_close = pair[1].lower() == b"close"
-            elif role == _CODING:
-                continue
+            if role != _PLAIN:
+                if role == _LENGTH:
+                    self._bytes_left = int(pair[1])
+                elif role == _DATE:
+                    has_date = True
+                elif role == _CONNECTION:
+                    has_close = pair[1].lower() == b"close"
+                else:
+                    continue
             lines.append(b": ".join(pair))
         if not has_date:
             lines += map(b": ".join, self.protocol.server_state.default_headers)

@@ -78,7 +78,7 @@ class Chat:
         self._threads.close()
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply, client: _Client) -> None:
-        if wire.is_preflight(scope["method"], scope["headers"]):
+        if scope["method"] == "OPTIONS" and wire.is_preflight(scope["headers"]):
             await reply.allow(scope["headers"])
             return
         if scope["method"] != "POST":
