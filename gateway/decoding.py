@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from importlib import import_module
 from typing import Any, Protocol
+
+from gateway.errors import UpstreamProtocolError
 
 _STEP_BYTES = 256 << 10
 _FREE_BYTES = 1 << 20
@@ -65,6 +68,20 @@ class Decoder:
     def _give_up(self) -> None:
         self.gave_up = True
         self._coding = None
+
+
+async def unpacked(chunks: AsyncIterable[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
+    """Yield what a stream of chunks decodes to, and let others have their turn within a chunk that holds a lot.
+
+    Raises UpstreamProtocolError where the decoder gives up.
+    """
+    async for chunk in chunks:
+        for part in decoder.parts(chunk):
+            yield part
+            if len(part) >= _STEP_BYTES:
+                await asyncio.sleep(0)
+        if decoder.gave_up:
+            raise UpstreamProtocolError("The upstream's compressed answer cannot be read.")
 
 
 class _Identity:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
@@ -14,7 +14,7 @@ import httpx2 as httpx
 from billing.events import Outcome
 from gateway import headers as wire
 from gateway.asgi import Message, Receive, Scope, Send, send_error
-from gateway.decoding import Decoder
+from gateway.decoding import Decoder, unpacked
 from gateway.errors import (
     BadRequestError,
     BodyTooLargeError,
@@ -269,7 +269,7 @@ class Exchange:
         removes_usage = meter.removes_usage
         watched = meter.hold if meter.hold is not None and meter.hold.watches else None
         self._wait_for_upstream(silence_timeout_s)
-        stream = self._stream if self._decoder is None else _unpacking(self._stream, self._decoder)
+        stream = self._stream if self._decoder is None else unpacked(self._stream, self._decoder)
         async for chunk in stream:
             meter.feed(chunk)
             if watched is not None and watched.needs_more(chunk):
@@ -406,14 +406,6 @@ class _Upload(httpx.AsyncByteStream):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._parts
-
-
-async def _unpacking(stream: AsyncIterable[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
-    async for chunk in stream:
-        for part in decoder.parts(chunk):
-            yield part
-        if decoder.gave_up:
-            raise UpstreamProtocolError("The upstream's compressed answer cannot be read.")
 
 
 def _declare_length(headers: wire.RawHeaders, body_bytes: int) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import importlib.util
 import zlib
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.decoding import READABLE_CODINGS, Decoder
+from gateway.decoding import READABLE_CODINGS, Decoder, unpacked
 
 TEXT = ('{"id":"chatcmpl-1","choices":[{"message":{"content":"' + "好 day 😀 " * 400 + '"}}]}').encode()
 
@@ -136,3 +138,24 @@ def test_what_came_before_broken_data_is_kept() -> None:
     out = decoder.feed(data) + decoder.feed(b"no member of gzip")
     assert out == b"kept" * 1000
     assert decoder.gave_up
+
+
+async def test_others_have_their_turn_while_much_is_unpacked() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def one_chunk() -> AsyncIterator[bytes]:
+        yield gzip.compress(b" " * (8 << 20))
+
+    others = asyncio.create_task(take_turns())
+    unpacked_bytes = 0
+    async for part in unpacked(one_chunk(), Decoder(b"gzip", max_ratio=2000)):
+        unpacked_bytes += len(part)
+    others.cancel()
+    assert unpacked_bytes == 8 << 20
+    assert turns >= 16
