@@ -31,6 +31,7 @@ EVENTS, INTERVAL_S = 25, 0.1
 WARM_UP_S = 5.0
 RECOVERED_WITHIN_S = 30.0
 LAST_FAILURE_WITHIN_S = 3.0
+MET_WITHIN_S = 60.0
 JOURNAL_BYTES = 4 * 1024 * 1024
 JUMP_S = 3600
 SETTINGS = {
@@ -128,20 +129,24 @@ def _pause(topology: Topology, name: str, pause_s: float) -> Callable[[], None]:
 
 
 def _fill_disk(topology: Topology, full_s: float) -> None:
-    """Leave no byte on the journal's disk, whatever the gateways give back meanwhile."""
+    """Leave no byte on the journal's disk, whatever the gateways give back meanwhile, until each has met that."""
     rubbish = topology.journal / "rubbish"
-    until = time.monotonic() + full_s
+    full_until = time.monotonic() + full_s
+    met_until = full_until + MET_WITHIN_S
     with rubbish.open("ab", buffering=0) as file:
-        while time.monotonic() < until:
+        while time.monotonic() < full_until or not _have_met_full_disk(topology):
+            if time.monotonic() > met_until:
+                raise RuntimeError("a gateway has not noticed that the disk was full")
             for size in (65536, 4096):
                 with contextlib.suppress(OSError):
                     while file.write(os.urandom(size)) == size:
                         pass
-            time.sleep(0.01)
+            time.sleep(0.002)
     rubbish.unlink()
-    logs = [member.log for member in topology.services["gateway"]]
-    if not all("No space left on device" in log for log in logs):
-        raise RuntimeError("a gateway has not noticed that the disk was full")
+
+
+def _have_met_full_disk(topology: Topology) -> bool:
+    return all("No space left on device" in member.log for member in topology.services["gateway"])
 
 
 def suffer(target: Target, crowd: Crowd, attack: Attack) -> Outcome:

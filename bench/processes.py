@@ -79,6 +79,11 @@ def session_of(leader_pid: int) -> list[int]:
     return [pid for pid, fields in _all_stats() if int(fields[3]) == leader_pid]
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that pid has started."""
+    return [child for child, fields in _all_stats() if int(fields[1]) == pid]
+
+
 def tree_of(root_pid: int) -> list[int]:
     """Return root_pid and all its descendants."""
     children: dict[int, list[int]] = {}

@@ -915,7 +915,7 @@ async def test_who_is_held_up_is_not_taken_for_dead(nervous_proxy: LiveProxy, wi
     with RawSocket(nervous_proxy) as client:
         client.opened()
         async with dial(nervous_proxy, "/v1/clock"):
-            assert await settled(lambda: pushed) < 60
+            assert await settled(lambda: pushed) < 90
             for _ in range(6):
                 await asyncio.to_thread(wire.signals.get, True, PATIENCE_S)
         received = 0
@@ -1026,7 +1026,7 @@ async def test_the_upstream_is_reached_over_tls_and_through_egress_proxies(
             async with dial(live, max_queue=1) as client:
                 await client.send("t" * LIMIT)
                 assert await client.recv() == "u" * LIMIT
-                assert await settled(lambda: pushed) < 60
+                assert await settled(lambda: pushed) < 90
                 assert [len(await client.recv()) for _ in range(100)] == [MIB] * 100
                 assert await end_of(client) == (4000, "up")
     assert tls_upstream.requests[0].headers.get_all("host") == [f"localhost:{tls_upstream.port}"]
