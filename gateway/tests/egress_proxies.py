@@ -6,11 +6,12 @@ import asyncio
 import base64
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 
 PATIENCE_S = 60.0
 
 
-class EgressProxy:
+class EgressProxy(ABC):
     """Runs on a thread with a loop of its own; `asked_for` holds each host as the client named it."""
 
     scheme = ""
@@ -59,11 +60,13 @@ class EgressProxy:
         finally:
             writer.close()
 
+    @abstractmethod
     async def handshake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int] | None:
-        raise NotImplementedError
+        """Return where the client wants to go, None where it is refused."""
 
+    @abstractmethod
     async def welcome(self, writer: asyncio.StreamWriter) -> None:
-        raise NotImplementedError
+        """Tell the client that the way is open."""
 
 
 class ConnectProxy(EgressProxy):
