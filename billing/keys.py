@@ -32,7 +32,5 @@ class Fingerprinter:
 
 def hint(api_key: bytes) -> str:
     """Return what an owner recognises a key by and nobody can use: `sk-…last4`; less of short keys."""
-    text = api_key.decode("latin-1")
-    shown = 4 if len(text) >= 20 else 0
-    prefix = "sk-" if text.startswith("sk-") else ""
-    return f"{prefix}…{text[-shown:] if shown else ''}"
+    shown = api_key[-4:].decode("latin-1") if len(api_key) >= 20 else ""
+    return "sk-…" + shown if api_key[:3] == b"sk-" else "…" + shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NoReturn, Protocol
 
 import httpx2 as httpx
@@ -27,7 +27,8 @@ class Line(Protocol):
 class Answer(httpx.AsyncByteStream):
     """The answer to one request, and its body as an async iterator of bytes, undecoded.
 
-    A step yields all that has arrived since the last one, and does not suspend when something has.
+    A step yields all that has arrived since the last one, and does not suspend when something has; what `on_piece` has
+    taken is not among it.
     `trailers` is filled when the iteration has ended. Errors while iterating: `httpx.RemoteProtocolError`
     for a body cut short or malformed, `httpx.ReadError` for a reset, `httpx.ReadTimeout`, or whatever the
     request's own stream raised.
@@ -43,6 +44,8 @@ class Answer(httpx.AsyncByteStream):
     _waiting_bytes = 0
     _paused = False
     _waiter: asyncio.Future[None] | None = None
+    # Takes a piece in the turn in which it arrives, and says whether it has; asked only while the reader waits for it.
+    on_piece: Callable[[bytes], bool] | None = None
 
     def __init__(self, line: Line, *, bodyless: bool, read_timeout_s: float | None) -> None:
         self.bodyless = bodyless
@@ -80,6 +83,7 @@ class Answer(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Drop the connection unless the answer has ended; then it is already back in the pool."""
         self._chunks.clear()
+        self.on_piece = None  # whose it is may well hold this answer: a cycle for the garbage collector
         if not self.ended:
             self._line.fail(httpx.ReadError("the answer was closed before its end"))
 
@@ -87,6 +91,14 @@ class Answer(httpx.AsyncByteStream):
     def has_more(self) -> bool:
         """Whether the next step yields at once."""
         return bool(self._chunks)
+
+    def whole(self) -> bytes | None:
+        """Return all of the body if it has come to its end and nothing of it was read, else None: then iterate."""
+        if not self.ended or self._error is not None or self.trailers:
+            return None
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        return body
 
     # From the connection
 
@@ -105,6 +117,8 @@ class Answer(httpx.AsyncByteStream):
         return not codings.lower().rstrip().endswith(b"chunked")
 
     def add(self, chunk: bytes) -> None:
+        if self.on_piece is not None and self._waiter is not None and not self._chunks and self.on_piece(chunk):
+            return
         self._chunks.append(chunk)
         self._waiting_bytes += len(chunk)
         if self._waiting_bytes > WAITING_BYTES and not self._paused:
@@ -118,9 +132,14 @@ class Answer(httpx.AsyncByteStream):
             self._paused = False
             self._line.resume_reading()
 
+    def nudge(self) -> None:
+        """Let the reader have an empty piece: it has something to do."""
+        self._chunks.append(b"")
+
     def wake(self) -> None:
+        """Let the reader go on, unless it would find nothing."""
         waiter = self._waiter
-        if waiter is not None:
+        if waiter is not None and (self._chunks or self.ended or self.on_piece is None):
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)

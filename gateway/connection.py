@@ -212,7 +212,11 @@ class Connection(asyncio.BufferedProtocol):
                 self._bodyless_bytes += nbytes
                 self._refuse(exc)
                 return
-        if self._pieces:
+        pieces = self._pieces
+        if len(pieces) == 1 and not answer.bodyless:
+            self._bodyless_bytes = 0
+            answer.add(pieces.pop())
+        elif pieces:
             self._deliver(answer)
         elif not self._message_complete:
             self._bodyless_bytes += nbytes
@@ -294,7 +298,7 @@ class Connection(asyncio.BufferedProtocol):
         if answer.bodyless:
             self._reusable = False
         elif pieces:
-            answer.add(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            answer.add(b"".join(pieces))
         pieces.clear()
 
     def _complete(self, answer: Answer) -> None:

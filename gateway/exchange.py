@@ -13,7 +13,8 @@ import httpx2 as httpx
 
 from billing.events import Outcome
 from gateway import headers as wire
-from gateway.asgi import Message, Receive, Scope, Send, send_error
+from gateway.answer import Answer
+from gateway.asgi import Message, Receive, Scope, Send, Shortcuts, send_error
 from gateway.decoding import Decoder, unpacked
 from gateway.errors import (
     BadRequestError,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.relay")
 
-_NO_BODY = httpx.ByteStream(b"")
 # What all bodies that metering waits for may hold together while they arrive. Beyond it larger ones go up as they
 # come, unread: who sends bodies without end must neither fill memory nor keep others out.
 _MOST_GATHERED_BYTES = 256 << 20
@@ -55,6 +55,18 @@ class Exchange:
     runs it: the client leaves, somebody is silent for too long, the server stops.
     """
 
+    # Defaults of the class, not of each exchange: most come to their end as they are.
+    _cancelled_for: GatewayError | ClientLeftError | None = None
+    _stream: Any = None
+    _aligner: EventAligner | None = None
+    _decoder: Decoder | None = None
+    _left_events = b""  # metered already, and yet to be sent
+    _head_sent = False
+    _ended = False
+    _client_left_at = 0.0
+    _drains_until_byte = 0
+    _waiting_for_client = True
+
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = relay.loop or relay.find_loop()
         # Told the loop, Python need not look for it: before 3.12 that is a system call.
@@ -66,68 +78,86 @@ class Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._shortcuts: Shortcuts | None = scope.get("shortcuts")
         self._meter = relay.metering.begin(scope)
-        self._cancelled_for: GatewayError | ClientLeftError | None = None
-        self._stream: Any = None
-        self._aligner: EventAligner | None = None
-        self._decoder: Decoder | None = None
-        self._head_sent = False
-        self._ended = False
-        self._client_left_at = 0.0
-        self._drains_until_byte = 0
-        self._waiting_for_client = True
         self.deadline = self._loop.time() + self._limits.silence_timeout_s
 
     async def run(self) -> None:
+        exchanges = self._relay.exchanges
+        exchanges.add(self)
         try:
             response = await self._ask_upstream()
             await self._pass_on(response)
             self._ended = True
         except BaseException as exc:
             await self._fail(exc)
+        finally:
+            exchanges.discard(self)
 
     # The way up
 
     async def _ask_upstream(self) -> httpx.Response:
-        scope, relay = self._scope, self._relay
-        self._meter.check_not_blocked()
+        scope, relay, meter = self._scope, self._relay, self._meter
+        meter.check_not_blocked()
         limiter = relay.limiter
         if limiter is not None:
-            limiter.screen_request(self._meter, scope)
-        request = wire.to_upstream(scope["headers"], host=relay.host)
-        body = await self._body(request)
+            limiter.screen_request(meter, scope)
+        request = wire.to_upstream(scope["headers"], host=relay.host, plan=scope.get("plan"))
+        body: bytes | httpx.AsyncByteStream = b""
+        if request.body_bytes != 0:
+            arrived = self._arrived_body(request)
+            body = await self._body(request) if arrived is None else arrived
+        length = request.body_bytes
+        if isinstance(body, bytes):
+            self._watch_for_disconnect()
+            if meter.is_spliced and length > 0:
+                length = len(body)
+                _declare_length(request.headers, length)
         if limiter is not None:
-            await limiter.admit(self._meter, scope)
+            await limiter.admit(meter, scope)
         outgoing = OutgoingRequest(
             scope["method"],
             relay.url,
             fields=request.headers,
-            stream=body,
+            length=length,
+            body=body,
             target=relay.base_path + scope["target"],
             timeout=relay.timeouts,
+            on_sent=meter.look,
         )
-        self._meter.asked_s = time.perf_counter()
+        meter.asked_s = time.perf_counter()
         self._wait_for_upstream(self._limits.first_byte_timeout_s)
-        response = await relay.upstream_for(self._meter.fingerprint).handle_async_request(outgoing)
+        response = await relay.upstream_for(meter).handle_async_request(outgoing)
         self._stream = response.stream
         return response
 
-    async def _body(self, request: wire.ToUpstream) -> httpx.AsyncByteStream:
-        if request.body_bytes == 0:
-            self._watch_for_disconnect()
-            return _NO_BODY
+    def _arrived_body(self, request: wire.ToUpstream) -> bytes | None:
+        """Return the body to send where all of it is here already and nothing has to be waited for, else None."""
+        meter, shortcuts = self._meter, self._shortcuts
+        if shortcuts is None or request.body_bytes > self._limits.max_body_bytes or meter.must_be_seen:
+            return None
+        body = shortcuts.whole_body()
+        if body is None:
+            return None
+        if len(body) > self._limits.max_body_bytes:
+            raise self._too_large()
+        if meter.wants_whole_body(request):
+            return meter.take_body(body)
+        meter.take_part(body)
+        return body
+
+    async def _body(self, request: wire.ToUpstream) -> bytes | httpx.AsyncByteStream:
         if request.body_bytes > self._limits.max_body_bytes:
             raise self._too_large()
         message = await self._receive_body()
-        if not self._meter.wants_whole_body(request):
-            if self._meter.must_be_seen:
-                message = await self._beginning(message)
-            if message["more_body"]:
-                return _Upload(self._rest_of_body(message))
-            self._meter.take_part(message["body"])
-            self._watch_for_disconnect()
-            return httpx.ByteStream(message["body"])
-        return await self._whole_body(request.headers, message)
+        if self._meter.wants_whole_body(request):
+            return await self._whole_body(message)
+        if self._meter.must_be_seen:
+            message = await self._beginning(message)
+        if message["more_body"]:
+            return _Upload(self._rest_of_body(message))
+        self._meter.take_part(message["body"])
+        return message["body"]  # type: ignore[no-any-return]
 
     async def _beginning(self, message: Message) -> Message:
         """Return as much of a form as limits may have to see."""
@@ -141,7 +171,7 @@ class Exchange:
         self._meter.see_form(form)
         return {"body": form, "more_body": message["more_body"]}
 
-    async def _whole_body(self, headers: wire.RawHeaders, message: Message) -> httpx.AsyncByteStream:
+    async def _whole_body(self, message: Message) -> bytes | httpx.AsyncByteStream:
         """Return a body that metering is to see first; one that turns out too long for that goes up as it comes."""
         received = message["body"]
         if message["more_body"]:
@@ -150,11 +180,7 @@ class Exchange:
                 return _Upload(self._rest_of_body({"body": received, "more_body": True}))
         elif len(received) > self._limits.max_body_bytes:
             raise self._too_large()
-        body = self._meter.take_body(received)
-        if len(body) != len(received):
-            _declare_length(headers, len(body))
-        self._watch_for_disconnect()
-        return httpx.ByteStream(body)
+        return self._meter.take_body(received)
 
     async def _gathered(self, message: Message) -> tuple[bool, bytes]:
         """Return the body and True; or its beginning and False, where there is no room to wait for the rest of it."""
@@ -231,6 +257,8 @@ class Exchange:
             headers.append((b"x-request-id", request_id))
         if not has_body:
             await self._finish()  # the head is all that the client waits for
+        elif self._aligner is None and not answer.has_trailers and await self._answer_at_once(response, answer):
+            return
         self._head_sent = True
         self.deadline = math.inf
         await self._send(
@@ -252,6 +280,27 @@ class Exchange:
             await self._send({"type": "http.response.trailers", "headers": trailers})
         await self._stream.aclose()
 
+    async def _answer_at_once(self, response: httpx.Response, answer: wire.ToClient) -> bool:
+        """Send head and body together where the server can and all of the body is here; return whether that was so."""
+        shortcuts, stream = self._shortcuts, self._stream
+        if shortcuts is None or not isinstance(stream, Answer) or shortcuts.is_clogged():
+            return False
+        body = stream.whole()
+        if body is None:
+            return False
+        meter = self._meter
+        if body:
+            meter.feed(body)
+        counting = meter.finish_soon(self._outcome_at_end(), is_whole=True)
+        if counting is not None:
+            self.deadline = math.inf
+            await counting
+        self._head_sent = True
+        shortcuts.respond(
+            response.status_code, answer.headers, body, body_bytes=answer.body_bytes, has_date=answer.has_date
+        )
+        return True
+
     def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
         """Return the head of a compressed event stream as it is once unpacked.
 
@@ -266,20 +315,22 @@ class Exchange:
 
     async def _pass_events(self, aligner: EventAligner) -> None:
         send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
-        removes_usage = meter.removes_usage
         watched = meter.hold if meter.hold is not None and meter.hold.watches else None
         self._wait_for_upstream(silence_timeout_s)
         stream = self._stream if self._decoder is None else unpacked(self._stream, self._decoder)
+        if isinstance(stream, Answer) and self._shortcuts is not None and watched is None:
+            stream.on_piece = self._pass_now
         async for chunk in stream:
             meter.feed(chunk)
             if watched is not None and watched.needs_more(chunk):
                 await watched.extend()
             events = aligner.feed(chunk)
+            if self._left_events:
+                events, self._left_events = self._left_events + events, b""
             if events:
                 if meter.may_be_last(events):
                     await self._finish()
-                if removes_usage:
-                    events = meter.without_usage(events)
+                events = meter.without_usage(events)
                 # A client may take as long as it likes: only the upstream's silence is timed here.
                 self.deadline = math.inf
                 await send({"type": "http.response.body", "body": events, "more_body": True})
@@ -288,6 +339,27 @@ class Exchange:
         await self._finish()
         rest = aligner.flush()
         await send({"type": "http.response.body", "body": meter.without_usage(rest) if rest else b""})
+
+    def _pass_now(self, chunk: bytes) -> bool:
+        """Pass a piece of an event stream on in the turn in which it came; return whether that could be done.
+
+        What has to be waited for is left to the task: a client that does not read, and the end.
+        """
+        shortcuts, aligner, meter = self._shortcuts, self._aligner, self._meter
+        if shortcuts is None or aligner is None or shortcuts.is_clogged():
+            return False
+        meter.feed(chunk)
+        events = aligner.feed(chunk)
+        if events:
+            if meter.may_be_last(events):
+                self._left_events = events
+                self._stream.nudge()
+                return True
+            events = meter.without_usage(events)
+            if events:
+                shortcuts.send_part(events)
+        self.deadline = self._loop.time() + self._limits.silence_timeout_s
+        return True
 
     async def _pass_chunks(self, body_bytes: int) -> None:
         send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
@@ -311,8 +383,12 @@ class Exchange:
 
     async def _finish(self) -> None:
         """Meter the whole answer: the upstream has ended it, the client is about to hold it."""
-        outcome: Outcome = "client_closed" if self._client_left_at else "completed"
-        await self._meter.finish(outcome, is_whole=True)
+        counting = self._meter.finish_soon(self._outcome_at_end(), is_whole=True)
+        if counting is not None:
+            await counting
+
+    def _outcome_at_end(self) -> Outcome:
+        return "client_closed" if self._client_left_at else "completed"
 
     def _server_timing(self) -> bytes:
         """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
@@ -342,8 +418,8 @@ class Exchange:
             await send_error(self._send, error, request_id=self._meter.request_id)
             return
         if self._aligner is not None:
-            rest = self._aligner.flush()
-            event = (rest + b"\n\n" if rest else b"") + error_event(error)
+            left, rest = self._meter.without_usage(self._left_events), self._aligner.flush()
+            event = left + (rest + b"\n\n" if rest else b"") + error_event(error)
             await self._send({"type": "http.response.body", "body": event, "more_body": True})
         raise ResponseCutError(error.message) from exc
 

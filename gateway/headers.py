@@ -5,13 +5,16 @@ Hop-by-hop fields: RFC 9110 §7.6.1. Everything else that is end-to-end passes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from gateway.errors import BadRequestError
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -83,28 +86,19 @@ class ToClient(NamedTuple):
     headers: RawHeaders
     is_event_stream: bool
     has_trailers: bool
+    has_date: bool
     body_bytes: int
     content_type: bytes
     content_encoding: bytes
     request_id: bytes
 
 
-_PASSES, _STAYS, _CONNECTION, _LENGTH, _CODING, _TYPE, _ENCODING, _TRAILER, _REQUEST_ID, _KEY = range(10)
-_UPSTREAM_ROLES = {
-    b"connection": _CONNECTION,
-    b"content-length": _LENGTH,
-    b"transfer-encoding": _CODING,
-    b"authorization": _KEY,
-    b"content-type": _TYPE,
-}
-_CLIENT_ROLES = {
-    b"connection": _CONNECTION,
-    b"content-type": _TYPE,
-    b"content-encoding": _ENCODING,
-    b"content-length": _LENGTH,
-    b"trailer": _TRAILER,
-    b"x-request-id": _REQUEST_ID,
-}
+_PASSES, _STAYS, _LOOKED_AT = range(3)
+_SEEN_BY_SERVER = frozenset((b"host", b"expect"))
+_UPSTREAM_LOOKED_AT = frozenset((b"authorization", b"content-length", b"content-type"))
+_CLIENT_LOOKED_AT = frozenset(
+    (b"content-encoding", b"content-length", b"content-type", b"date", b"trailer", b"x-request-id")
+)
 
 
 class Roles(dict[bytes, int]):
@@ -130,20 +124,16 @@ class Roles(dict[bytes, int]):
 
 
 def _role_upstream(name: bytes) -> int:
-    if name in _UPSTREAM_ROLES:
-        return _UPSTREAM_ROLES[name]
+    if name in _UPSTREAM_LOOKED_AT:
+        return _LOOKED_AT
     stays = name in _NOT_TO_UPSTREAM or names_the_client(name) or name.startswith(_WEBSOCKET_HANDSHAKE)
     return _STAYS if stays else _PASSES
 
 
 def _role_to_client(name: bytes) -> int:
-    lower = name.lower()
-    if lower in _CLIENT_ROLES:
-        return _CLIENT_ROLES[lower]
-    return _STAYS if lower in _NOT_TO_CLIENT or lower.startswith(_CORS_PREFIX) else _PASSES
-
-
-_roles_upstream, _roles_to_client = Roles(_role_upstream), Roles(_role_to_client)
+    if name in _CLIENT_LOOKED_AT:
+        return _LOOKED_AT
+    return _STAYS if name in _NOT_TO_CLIENT or name.startswith(_CORS_PREFIX) else _PASSES
 
 
 def names_the_client(name: bytes) -> bool:
@@ -151,85 +141,127 @@ def names_the_client(name: bytes) -> bool:
     return name in _NAMES_THE_CLIENT or name.startswith(_NAMES_THE_CLIENT_PREFIXES)
 
 
-def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
+class Plan:
+    """What the names of a list of fields mean, whatever their values are.
+
+    Clients and upstreams send the same names again and again: what would be asked of each field is asked of the
+    list, once. `at` has the place of the last field of each name that somebody looks at, in lower case; `hosts` is how
+    many of that name there are. `refusal` is why such a request must not go up, "" if it may.
+    """
+
+    __slots__ = ("at", "connections", "hosts", "kept", "refusal")
+
+    def __init__(self, names: Sequence[bytes], roles: Roles, looked_at: frozenset[bytes]) -> None:
+        names = [name.lower() for name in names]
+        kept = [at for at, name in enumerate(names) if roles[name] != _STAYS]
+        self.kept = _picker(kept)
+        self.connections = [at for at, name in enumerate(names) if name == b"connection"]
+        self.at = {name: at for at, name in enumerate(names) if name in looked_at}
+        self.hosts = names.count(b"host")
+        self.refusal = _refusal(names)
+
+
+class Plans(dict[tuple[bytes, ...], Plan]):
+    """Plans by names; of lists of usual length only, and of so many, as `Roles`."""
+
+    _MOST_PLANS = 512
+    _USUAL_NAMES = 40
+
+    def __init__(self, role_of: Callable[[bytes], int], looked_at: frozenset[bytes]) -> None:
+        super().__init__()
+        self._roles = Roles(role_of)
+        self._looked_at = looked_at
+
+    def __missing__(self, names: tuple[bytes, ...]) -> Plan:
+        plan = Plan(names, self._roles, self._looked_at)
+        if len(names) <= self._USUAL_NAMES and max(map(len, names), default=0) <= Roles._USUAL_NAME_BYTES:
+            if len(self) >= self._MOST_PLANS:
+                self.clear()
+            self[names] = plan
+        return plan
+
+
+_name_of = itemgetter(0)
+_plans_upstream = Plans(_role_upstream, _UPSTREAM_LOOKED_AT | _SEEN_BY_SERVER | {b"transfer-encoding"})
+_plans_to_client = Plans(_role_to_client, _CLIENT_LOOKED_AT)
+
+
+def plan_of(headers: RawHeaders) -> Plan:
+    """Return what the names in a client's request mean."""
+    return _plans_upstream[tuple(map(_name_of, headers))]
+
+
+def _picker(places: list[int]) -> Callable[[RawHeaders], Iterable[tuple[bytes, bytes]]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda headers: [headers[at] for at in places]
+
+
+def _refusal(names: list[bytes]) -> str:
+    if names.count(b"authorization") > 1:
+        # The one that is looked at here need not be the one that the upstream takes.
+        return "A request has at most one Authorization field."
+    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
+        return "A request announces its body once."
+    return "" if all(map(_TOKEN.fullmatch, names)) else "The name of a header field is no token."
+
+
+def _named_by_connection(headers: RawHeaders, connections: list[int]) -> set[bytes]:
+    """Return the names of the fields that concern one hop only, in lower case."""
     named: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            named.update(part.strip().lower() for part in value.split(b","))
+    for at in connections:
+        value = headers[at][1].lower()
+        if value not in _NAMES_NOTHING:
+            named.update(part.strip() for part in value.split(b","))
     # Framing and the key are never a hop's own business, whatever a Connection field says of them.
-    return frozenset(named - {b"content-length", b"transfer-encoding", b"host", b"authorization"})
+    return named - {b"content-length", b"transfer-encoding", b"host", b"authorization"}
 
 
-def to_upstream(headers: RawHeaders, *, host: bytes) -> ToUpstream:
+def to_upstream(headers: RawHeaders, *, host: bytes, plan: Plan | None = None) -> ToUpstream:
     """Return what goes upstream of a client's header fields (names in lower case), `Host` first.
 
-    A chunked body stays chunked: its framing is ours, so the field is written anew. Raises BadRequestError where
-    there are two keys: the one that is looked at here need not be the one that the upstream takes.
+    A chunked body stays chunked: its framing is ours, so the field is written anew. `plan` is that of the fields.
+    Raises BadRequestError where there are two keys, a body that is announced twice, or a name that is no token.
     """
-    sent: RawHeaders = [(b"host", host)]
-    body_bytes = 0
-    content_type = b""
-    has_key = False
-    named: frozenset[bytes] = frozenset()
-    for pair in headers:
-        role = _roles_upstream[pair[0]]
-        if role == _PASSES:
-            sent.append(pair)
-        elif role == _LENGTH:
-            body_bytes = int(pair[1])
-            sent.append(pair)
-        elif role == _CODING:
-            body_bytes = -1
-            sent.append((b"transfer-encoding", b"chunked"))
-        elif role == _CONNECTION and pair[1].lower() not in _NAMES_NOTHING:
-            named = _named_by_connection(headers)
-        elif role == _KEY:
-            if has_key:
-                raise BadRequestError("A request has at most one Authorization field.")
-            has_key = True
-            sent.append(pair)
-        elif role == _TYPE:
-            content_type = pair[1]
-            sent.append(pair)
-    if named:
+    if plan is None:
+        plan = plan_of(headers)
+    if plan.refusal:
+        raise BadRequestError(plan.refusal)
+    sent = [(b"host", host), *plan.kept(headers)]
+    at = plan.at
+    if plan.connections and (named := _named_by_connection(headers, plan.connections)):
         sent = [pair for pair in sent if pair[0] not in named]
+    body_bytes = 0
+    if b"content-length" in at:
+        body_bytes = int(headers[at[b"content-length"]][1])
+    elif b"transfer-encoding" in at:
+        body_bytes = -1
+        sent.append((b"transfer-encoding", b"chunked"))
+    content_type = headers[at[b"content-type"]][1] if b"content-type" in at else b""
     return ToUpstream(sent, body_bytes, content_type)
 
 
 def to_client(headers: RawHeaders) -> ToClient:
     """Return what reaches the client of an upstream's header fields, CORS fields added."""
-    sent: RawHeaders = []
-    named: frozenset[bytes] = frozenset()
-    has_trailers = False
-    body_bytes = -1
-    content_type = content_encoding = request_id = b""
-    for pair in headers:
-        role = _roles_to_client[pair[0]]
-        if role == _PASSES:
-            sent.append(pair)
-            continue
-        if role == _STAYS:
-            continue
-        if role == _CONNECTION:
-            if pair[1].lower() not in _NAMES_NOTHING:
-                named = _named_by_connection(headers)
-            continue
-        sent.append(pair)
-        if role == _TYPE:
-            content_type = pair[1]
-        elif role == _LENGTH:
-            body_bytes = int(pair[1])
-        elif role == _REQUEST_ID:
-            request_id = pair[1]
-        elif role == _TRAILER:
-            has_trailers = True
-        elif pair[1].lower() != b"identity":
-            content_encoding = pair[1]
-    if named:
+    plan = _plans_to_client[tuple(map(_name_of, headers))]
+    sent = [*plan.kept(headers), *CORS_HEADERS]
+    if plan.connections and (named := _named_by_connection(headers, plan.connections)):
         sent = [pair for pair in sent if pair[0].lower() not in named]
-    sent += CORS_HEADERS
-    is_event_stream = not content_encoding and content_type[:17].lower() == b"text/event-stream"
-    return ToClient(sent, is_event_stream, has_trailers, body_bytes, content_type, content_encoding, request_id)
+    at = plan.at
+    content_type = headers[at[b"content-type"]][1] if b"content-type" in at else b""
+    content_encoding = headers[at[b"content-encoding"]][1] if b"content-encoding" in at else b""
+    if content_encoding.lower() == b"identity":
+        content_encoding = b""
+    return ToClient(
+        sent,
+        not content_encoding and content_type[:17].lower() == b"text/event-stream",
+        b"trailer" in at,
+        b"date" in at,
+        int(headers[at[b"content-length"]][1]) if b"content-length" in at else -1,
+        content_type,
+        content_encoding,
+        headers[at[b"x-request-id"]][1] if b"x-request-id" in at else b"",
+    )
 
 
 def without_length(headers: RawHeaders) -> RawHeaders:
@@ -262,9 +294,9 @@ def is_preflight(headers: RawHeaders) -> bool:
 
 def bearer_key(headers: RawHeaders) -> bytes:
     """Return the API key of `Authorization: Bearer`, or of the browser's WebSocket subprotocol, or b""."""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
+    authorization = dict(headers).get(b"authorization", b"")  # quicker than to look at each; a second one is refused
+    if authorization[:7].lower() == b"bearer ":
+        return authorization[7:].strip()
     for name, value in headers:
         if name == b"sec-websocket-protocol":
             for part in value.split(b","):

@@ -90,8 +90,10 @@ class Meters(Protocol):
     """What is known of a request, or of a session."""
 
     request_id: str
-    fingerprint: str
     hold: Hold | None
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class SessionMeter(Meters, Protocol):

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -49,10 +49,12 @@ _LIKELY_BYTES = 25 << 20
 _ESTIMATED = (Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS)
 _READ_ON = (*_ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
 # What stands in the last event of a stream, which a client may take for the end.
-_DONE = re.compile(rb"\[DONE\]")
+_DONE = b"[DONE]"
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
-_NOBODY = ""
+_NOBODY = ("", "")
+# The name of the member `stream`, as it may be written in JSON.
+_STREAM_NAMES = (b'"stream"', b"\\u")
 _RUNS = "/v1/threads/{thread_id}/runs"
 _NO_USAGE = Usage()
 
@@ -104,7 +106,7 @@ class Metering:
         """Return fingerprint and hint of the key in a request, both "" where there is none."""
         api_key = wire.bearer_key(headers)
         if not api_key:
-            return _NOBODY, ""
+            return _NOBODY
         return self.fingerprint(api_key), keys.hint(api_key)
 
 
@@ -114,39 +116,31 @@ def _check_not_blocked(metering: Metering, fingerprint: str) -> None:
 
 
 class RequestMeter:
-    """One HTTP request. Exactly one event comes of it, at the first `finish`, under the id `request_id`."""
+    """One HTTP request. Exactly one event comes of it, at the first `finish`, under the id `request_id`.
 
-    __slots__ = (
-        "_body",
-        "_decoder",
-        "_facts",
-        "_facts_for_limits",
-        "_form",
-        "_headers",
-        "_last_mark",
-        "_metering",
-        "_reader",
-        "_remover",
-        "_started_at",
-        "asked_s",
-        "content_type",
-        "endpoint",
-        "fingerprint",
-        "first_byte_s",
-        "form_guard",
-        "hint",
-        "hold",
-        "is_finished",
-        "is_spliced",
-        "method",
-        "must_be_seen",
-        "request_bytes",
-        "request_id",
-        "response_bytes",
-        "started_s",
-        "status",
-        "upstream_request_id",
-    )
+    What the upstream need not wait for is put off until `look`, or until somebody asks.
+    """
+
+    # Defaults of the class, not of each meter: a request sets a third of them.
+    content_type = b""
+    request_bytes = response_bytes = 0
+    status = 0
+    upstream_request_id = ""
+    asked_s = first_byte_s = 0.0
+    is_finished = is_spliced = False
+    _identity: tuple[str, str] | None = None
+    _unread: bytes | None = None  # a body whose facts nobody has asked for yet
+    _facts: RequestFacts | None = None
+    _facts_for_limits: RequestFacts | None = None
+    _body: bytes | None = None
+    _form: bytearray | None = None
+    _reader: UsageReader | None = None
+    _decoder: Decoder | None = None
+    _remover: UsageEventRemover | None = None
+    # Of limits, see `gateway.limiter`; untouched while there are none.
+    hold: Hold | None = None
+    must_be_seen = False
+    form_guard: FormGuard | None = None
 
     def __init__(self, metering: Metering, scope: Any) -> None:
         self._metering = metering
@@ -157,27 +151,28 @@ class RequestMeter:
         self.method: str = scope["method"]
         self._headers: wire.RawHeaders = scope["headers"]
         self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
-        self.fingerprint, self.hint = metering.identify(self._headers)
-        self.content_type = b""
-        self.request_bytes = 0
-        self.status = 0
-        self.upstream_request_id = ""
-        self.asked_s = self.first_byte_s = 0.0
-        self.is_finished = False
-        self.is_spliced = False
-        self._facts: RequestFacts | None = None
-        self._facts_for_limits: RequestFacts | None = None
-        self._body: bytes | None = None
-        self._form: bytearray | None = None
-        self._reader: UsageReader | None = None
-        self._last_mark = _DONE if self.endpoint.meter in _ENDS_WITH_DONE else _LAST_EVENT
-        self._decoder: Decoder | None = None
-        self._remover: UsageEventRemover | None = None
-        self.response_bytes = 0
-        # Of limits, see `gateway.limiter`; untouched while there are none.
-        self.hold: Hold | None = None
-        self.must_be_seen = False
-        self.form_guard: FormGuard | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self._identify()[0]
+
+    def _identify(self) -> tuple[str, str]:
+        identity = self._identity
+        if identity is None:
+            identity = self._identity = self._metering.identify(self._headers)
+        return identity
+
+    def look(self) -> None:
+        """Find out what the record will say of the request, now that it is on its way. Never raises."""
+        self._identify()
+        self._read_facts()
+
+    def _read_facts(self) -> RequestFacts | None:
+        unread = self._unread
+        if unread is not None:
+            self._unread = None
+            self._facts = request_facts(self.endpoint, unread)
+        return self._facts
 
     # The way up
 
@@ -204,12 +199,13 @@ class RequestMeter:
         if self.endpoint.meter is Meter.NONE:
             self._facts_for_limits = request_facts(self.endpoint, body)
             return body
-        self._facts = facts = request_facts(self.endpoint, body)
+        self._unread = body
         if self.endpoint.meter in _ESTIMATED:
             self._body = body
-        if facts is None or not (facts.is_stream and self.endpoint.splices_usage and self._metering.splices_usage):
+        if not (self.endpoint.splices_usage and self._metering.splices_usage and _may_stream(body)):
             return body
-        if facts.has_stream_options:
+        facts = self._read_facts()
+        if facts is None or not facts.is_stream or facts.has_stream_options:
             return body
         spliced = with_include_usage(body)
         if spliced is None:
@@ -241,7 +237,7 @@ class RequestMeter:
 
     def seen_facts(self) -> RequestFacts:
         """Return what the request asks for, as far as it was looked at."""
-        return self._facts or self._facts_for_limits or RequestFacts()
+        return self._read_facts() or self._facts_for_limits or RequestFacts()
 
     def is_too_large_to_see(self) -> bool:
         """Return whether there is a body that was not looked at, since it is too long."""
@@ -295,7 +291,10 @@ class RequestMeter:
         reader = self._reader
         if not isinstance(reader, SseReader) or self.is_finished:
             return False
-        return self._last_mark.search(events) is not None and reader.has_ended()
+        is_marked = (
+            _DONE in events if self.endpoint.meter in _ENDS_WITH_DONE else _LAST_EVENT.search(events) is not None
+        )
+        return is_marked and reader.has_ended()
 
     # The end
 
@@ -305,31 +304,44 @@ class RequestMeter:
 
     async def finish(self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False) -> None:
         """Say what the request used. Before the client can hold the whole answer: what it saw is then on disk."""
+        counting = self.finish_soon(outcome, status=status, is_whole=is_whole)
+        if counting is not None:
+            await counting
+
+    def finish_soon(
+        self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False
+    ) -> Awaitable[None] | None:
+        """Do what `finish` does, at once where the upstream has told the usage; else return what is to be awaited."""
         if self.is_finished:
-            return
+            return None
         self.is_finished = True
         if status is not None:
             self.status = status
         reading = self._reading(is_whole=is_whole)
-        usage, source = reading.usage, "upstream"
-        try:
-            if usage is None:
-                usage, source = await self._own_count(outcome)
-        finally:
-            # Whatever happens while tokens are counted, the request is told of.
-            event = self._event(outcome, reading, usage or Usage(), source if usage else "none")
-            self._metering.tally.finished(event, has_begun=self.first_byte_s > 0)
-            if self._metering.logs_access:
-                log_access(event, request_id=self.request_id, headers=self._headers)
-            if reading.in_background and reading.usage is not None and reading.object_id:
-                # Who follows the response later on sees the same usage again.
-                event = msgspec.structs.replace(event, id=self._id_of_object(reading))
-            self._metering.append(event)
-            if self.hold is not None:
-                self.hold.settle(event)
-            if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
-                self._metering.append(self._event_of_object(reading))
-            self._body = None
+        if reading.usage is not None:
+            self._say(outcome, reading, reading.usage, "upstream")
+        elif self._is_to_be_estimated(outcome):
+            return self._estimated(outcome, reading)
+        else:
+            usage = self._own_count(outcome)
+            self._say(outcome, reading, usage or _NO_USAGE, "estimated" if usage else "none")
+        return None
+
+    def _say(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> None:
+        metering = self._metering
+        event = self._event(outcome, reading, usage, source)
+        metering.tally.finished(event, has_begun=self.first_byte_s > 0)
+        if metering.logs_access:
+            log_access(event, request_id=self.request_id, headers=self._headers)
+        if reading.in_background and reading.usage is not None and reading.object_id:
+            # Who follows the response later on sees the same usage again.
+            event = msgspec.structs.replace(event, id=self._id_of_object(reading))
+        metering.append(event)
+        if self.hold is not None:
+            self.hold.settle(event)
+        if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
+            metering.append(self._event_of_object(reading))
+        self._body = None
 
     def _reading(self, *, is_whole: bool) -> Reading:
         try:
@@ -339,32 +351,50 @@ class RequestMeter:
             logger.exception("an answer could not be read")
             return Reading()
 
-    async def _own_count(self, outcome: Outcome) -> tuple[Usage | None, UsageSource]:
-        """Return what this side knows or estimates of a request of which the upstream has not said the usage."""
-        facts = self._facts
+    def _may_have_used(self, outcome: Outcome) -> bool:
+        """Return whether a request of which the upstream has not said the usage may have used anything."""
         has_reached_upstream = self.asked_s > 0 and outcome != "refused"
-        if not has_reached_upstream or self.status >= 300 or (self.status == 0 and outcome == "upstream_error"):
-            return None, "none"
-        if self.endpoint.meter is Meter.SPEECH and facts is not None and self.status:
-            return Usage(characters=facts.characters), "estimated"
-        if self._body is None or self.endpoint.meter not in _ESTIMATED or (facts and facts.in_background):
-            return None, "none"
-        output = self._reader.output_sample() if self._reader is not None else OutputSample()
-        usage = await self._metering.estimates.estimate(
-            meter=self.endpoint.meter, model=facts.model if facts else "", request_body=self._body, output=output
-        )
-        return usage, "estimated"
+        return has_reached_upstream and self.status < 300 and not (self.status == 0 and outcome == "upstream_error")
 
-    def _event(self, outcome: Outcome, reading: Reading, usage: Usage, source: str) -> UsageEvent:
-        facts = self._facts
+    def _own_count(self, outcome: Outcome) -> Usage | None:
+        """Return what this side knows by itself."""
+        if self.endpoint.meter is not Meter.SPEECH or not self.status or not self._may_have_used(outcome):
+            return None
+        facts = self._read_facts()
+        return None if facts is None else Usage(characters=facts.characters)
+
+    def _is_to_be_estimated(self, outcome: Outcome) -> bool:
+        if self._body is None or self.endpoint.meter not in _ESTIMATED or not self._may_have_used(outcome):
+            return False
+        facts = self._read_facts()
+        return facts is None or not facts.in_background
+
+    async def _estimated(self, outcome: Outcome, reading: Reading) -> None:
+        facts = self._read_facts()
+        usage = None
+        try:
+            output = self._reader.output_sample() if self._reader is not None else OutputSample()
+            usage = await self._metering.estimates.estimate(
+                meter=self.endpoint.meter,
+                model=facts.model if facts else "",
+                request_body=self._body or b"",
+                output=output,
+            )
+        finally:
+            # Whatever happens while tokens are counted, the request is told of.
+            self._say(outcome, reading, usage or _NO_USAGE, "estimated" if usage else "none")
+
+    def _event(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> UsageEvent:
+        facts = self._read_facts()
         if facts is None:
             facts = self._form_facts() if self._form is not None else RequestFacts()
         now_s = time.perf_counter()
+        fingerprint, hint = self._identify()
         return UsageEvent(
             id=self.request_id,
             started_at=self._started_at,
-            key_fingerprint=self.fingerprint,
-            key_hint=self.hint,
+            key_fingerprint=fingerprint,
+            key_hint=hint,
             method=self.method[:16],
             endpoint=self.endpoint.route,
             model=reading.model or facts.model,
@@ -372,7 +402,7 @@ class RequestMeter:
             is_stream=facts.is_stream,
             status=self.status,
             outcome=outcome,
-            usage_source=source,  # type: ignore[arg-type]
+            usage_source=source,
             usage=usage,
             upstream_request_id=self.upstream_request_id,
             first_byte_ms=round((self.first_byte_s - self.started_s) * 1000) if self.first_byte_s else 0,
@@ -405,6 +435,11 @@ class RequestMeter:
     def _id_of_object(self, reading: Reading) -> str:
         identity = self._metering.fingerprint(reading.object_id.encode("utf-8", "replace"))
         return f"{'batch' if self.endpoint.meter is Meter.BATCH else 'response'}{identity[:48]}"
+
+
+def _may_stream(body: bytes) -> bool:
+    """Return whether a JSON body may have the member `stream`; most have none, and need not be read at once."""
+    return _STREAM_NAMES[0] in body or _STREAM_NAMES[1] in body
 
 
 class SessionMeter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 
 import httpx2 as httpx
 
@@ -26,7 +26,9 @@ class OutgoingRequest(httpx.Request):
     """A request made of parts that are ready: nothing is added to them, and `Headers` is built when somebody looks.
 
     httpx's own constructor copies the URL, upper-cases the method (which is case-sensitive, RFC 9110 §9.1) and takes
-    the fields apart. `extensions["raw_headers"]` are the fields as they go out.
+    the fields apart. `extensions["raw_headers"]` are the fields as they go out; `length` is what they announce, bytes
+    or `CHUNKED`: their names and framing are the caller's to have checked. `extensions["on_sent"]` is called, where
+    the transport knows of it, once the request is on its way: work that the upstream need not wait for.
     """
 
     def __init__(
@@ -35,55 +37,47 @@ class OutgoingRequest(httpx.Request):
         url: httpx.URL,
         *,
         fields: Fields,
-        stream: httpx.AsyncByteStream,
+        length: int,
+        body: bytes | httpx.AsyncByteStream,
         target: bytes,
         timeout: dict[str, float | None],
+        on_sent: Callable[[], None] | None = None,
     ) -> None:
         self.method = method
         self.url = url
-        self.stream = stream
-        self.extensions = {"target": target, "timeout": timeout, "raw_headers": fields}
-        self._fields = fields
-        self._headers: httpx.Headers | None = None
+        self.length = length
+        self.body = body
+        self.extensions = {"target": target, "timeout": timeout, "raw_headers": fields, "on_sent": on_sent}
+
+    # What httpx's class has as attributes is made here when somebody looks.
 
     @property
-    def headers(self) -> httpx.Headers:
-        if self._headers is None:
-            self._headers = httpx.Headers(self._fields)
-        return self._headers
+    def stream(self) -> httpx.AsyncByteStream:  # type: ignore[override]
+        return httpx.ByteStream(self.body) if isinstance(self.body, bytes) else self.body
 
-    @headers.setter
-    def headers(self, headers: httpx.Headers) -> None:
-        self._headers = headers
+    @property
+    def headers(self) -> httpx.Headers:  # type: ignore[override]
+        return httpx.Headers(self.extensions["raw_headers"])
 
 
-def request_head(method: str, target: bytes, fields: Fields) -> tuple[bytes, int]:
+def request_head(method: str, target: bytes, fields: Fields, *, length: int | None = None) -> tuple[bytes, int]:
     """Assemble a request's head, every byte as given; return it and the length of the body, or `CHUNKED`.
 
-    Errors: `httpx.LocalProtocolError` where a part would end up as something else: CR, LF or NUL anywhere, a
-    space in the target, a method or a field name that is no token, CONNECT (its answer is no message), a body
-    announced twice or in other words than a number or `chunked`.
+    With `length`, names and framing of the fields are known to be right. Errors: `httpx.LocalProtocolError` where a
+    part would end up as something else: CR, LF or NUL anywhere, a space in the target, a method or a field name that
+    is no token, CONNECT (its answer is no message), a body announced twice or in other words than a number or
+    `chunked`.
     """
     verb = _known_methods.get(method) or _checked_method(method)
-    length = 0
-    framing = None
-    for name, value in fields:
-        kind = _known_names.get(name)
-        if kind is None:
-            kind = _checked_name(name)
-        if kind:
-            if framing is not None:
-                raise httpx.LocalProtocolError("a request's body is announced twice")
-            framing = name
-            length = _announced(kind, value)
+    if length is None:
+        length = _length_announced(fields)
     lines = [b"%b %b HTTP/1.1" % (verb, target), *map(b": ".join, fields), b"", b""]
-    head = b"\r\n".join(lines)
-    line_ends = len(lines) - 1
-    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
+    text = b"".join(lines)  # to look through it is quicker than to count
+    if b"\n" in text or b"\r" in text or b"\0" in text:
         raise httpx.LocalProtocolError("CR, LF or NUL inside a request's head")
     if not target or b" " in target:
         raise httpx.LocalProtocolError("a request target is one word")
-    return head, length
+    return b"\r\n".join(lines), length
 
 
 def framed(body: bytes, length: int) -> bytes:
@@ -140,6 +134,21 @@ class Upload:
             raise httpx.LocalProtocolError(f"a body {left} bytes shorter than announced")
         if left == CHUNKED:
             await connection.write(b"0\r\n\r\n", timeout_s=self._write_timeout_s)
+
+
+def _length_announced(fields: Fields) -> int:
+    length = 0
+    framing = None
+    for name, value in fields:
+        kind = _known_names.get(name)
+        if kind is None:
+            kind = _checked_name(name)
+        if kind:
+            if framing is not None:
+                raise httpx.LocalProtocolError("a request's body is announced twice")
+            framing = name
+            length = _announced(kind, value)
+    return length
 
 
 def _checked_method(method: str) -> bytes:

@@ -13,6 +13,11 @@ _SUSPICIOUS = re.compile(rb"[%\\;]|/\.|//")
 _MOST_DECODINGS = 4
 
 
+def is_plainly_gateway_path(raw_path: bytes) -> bool:
+    """Return whether a path is /v1 or below and every reading of it is as good as another; most are."""
+    return _PLAIN.fullmatch(raw_path) is not None
+
+
 def is_gateway_path(raw_path: bytes) -> bool:
     """Return whether a path, as it stood on the wire, is /v1 or below.
 
@@ -20,7 +25,7 @@ def is_gateway_path(raw_path: bytes) -> bool:
     `%2e`, `%2f`, doubled slashes, backslashes and path parameters that make another path a /v1 path.
     A path that stays below /v1 by every reading is one, and is passed on exactly as sent.
     """
-    if _PLAIN.fullmatch(raw_path):
+    if is_plainly_gateway_path(raw_path):
         return True
     is_ours = raw_path == b"/v1" or raw_path.startswith(b"/v1/")
     if not _SUSPICIOUS.search(raw_path):

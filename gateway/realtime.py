@@ -115,11 +115,11 @@ class Realtime:
             relay.metering.tally.failed(error.code)
             await deny(send, error, request_id=meter.request_id)
             return
-        relay.open_streams += 1
+        relay.open_sockets += 1
         try:
             await _Conversation(self, scope, receive, send, meter).run()
         finally:
-            relay.open_streams -= 1
+            relay.open_sockets -= 1
 
     async def connect(self, scope: Scope) -> Peer:
         """Return an open connection to the upstream, or to the sandbox.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2 as httpx
 
@@ -12,7 +14,7 @@ from gateway.asgi import Receive, Scope, Send, send_error
 from gateway.errors import OverloadedError
 from gateway.exchange import Exchange
 from gateway.limiter import Limiter
-from gateway.metering import Metering
+from gateway.metering import Metering, RequestMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +57,32 @@ class Relay:
         self.base_path = self.url.raw_path.rstrip(b"/")
         self.limits = limits
         self.timeouts: dict[str, float | None] = {"connect": limits.connect_timeout_s}
-        self.open_streams = 0
         self.gathered_bytes = 0
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._exchanges: set[Exchange] = set()
+        self.exchanges: set[Exchange] = set()
+        self.open_sockets = 0
         self._transport = transport
         self._sandbox = sandbox
         self._sandbox_fingerprint = metering.fingerprint(sandbox_key.encode())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        # No coroutine of its own: each costs every request.
         if scope["method"] == "OPTIONS" and wire.is_preflight(scope["headers"]):
-            headers = wire.preflight(scope["headers"])
-            await send({"type": "http.response.start", "status": 204, "headers": headers})
-            await send({"type": "http.response.body"})
-        elif self.open_streams >= self.limits.max_open_streams:
-            meter = self.metering.begin(scope)
-            error = OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
-            self.metering.tally.failed(error.code)
-            await meter.finish("refused", status=error.status)
-            await send_error(send, error, request_id=meter.request_id)
-        else:
-            exchange = Exchange(self, scope, receive, send)
-            self.open_streams += 1
-            self._exchanges.add(exchange)
-            try:
-                await exchange.run()
-            finally:
-                self._exchanges.discard(exchange)
-                self.open_streams -= 1
+            return _allow(scope, send)
+        if len(self.exchanges) + self.open_sockets >= self.limits.max_open_streams:
+            return self._refuse(scope, send)
+        return Exchange(self, scope, receive, send).run()
+
+    @property
+    def open_streams(self) -> int:
+        return len(self.exchanges) + self.open_sockets
+
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        meter = self.metering.begin(scope)
+        error = OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
+        self.metering.tally.failed(error.code)
+        await meter.finish("refused", status=error.status)
+        await send_error(send, error, request_id=meter.request_id)
 
     async def keep_time(self) -> None:
         """End the exchanges whose deadline has passed, until cancelled.
@@ -95,7 +95,7 @@ class Relay:
         while True:
             await asyncio.sleep(pause_s)
             now = loop.time()
-            for exchange in [exchange for exchange in self._exchanges if exchange.is_overdue(now)]:
+            for exchange in [exchange for exchange in self.exchanges if exchange.is_overdue(now)]:
                 exchange.give_up()
 
     async def drain(self, timeout_s: float) -> None:
@@ -109,7 +109,13 @@ class Relay:
         self.loop = asyncio.get_running_loop()
         return self.loop
 
-    def upstream_for(self, key_fingerprint: str) -> httpx.AsyncBaseTransport:
-        if self._sandbox is not None and key_fingerprint == self._sandbox_fingerprint:
+    def upstream_for(self, meter: RequestMeter) -> httpx.AsyncBaseTransport:
+        if self._sandbox is not None and meter.fingerprint == self._sandbox_fingerprint:
             return self._sandbox
         return self._transport
+
+
+async def _allow(scope: Scope, send: Send) -> None:
+    headers = wire.preflight(scope["headers"])
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body"})

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import ssl
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +24,7 @@ from gateway.estimation import Estimator
 from gateway.journal import Journal
 from gateway.limit_redis import RedisStore
 from gateway.metering import Metering
-from gateway.paths import is_gateway_path
+from gateway.paths import is_gateway_path, is_plainly_gateway_path
 from gateway.realtime import Realtime
 from gateway.relay import Relay, RelayLimits
 from gateway.sandbox.sockets import connect_realtime
@@ -125,14 +126,16 @@ class Application:
             sandbox_key=settings.SANDBOX_KEY,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
         if kind == "http":
-            await self._http(scope, receive, send)
-        elif kind == "websocket":
-            await self._realtime(scope, receive, send)
-        elif kind == "lifespan":
-            await self._lifespan(receive, send)
+            raw_path = scope["raw_path"]
+            if is_plainly_gateway_path(raw_path) and raw_path not in _LEDGER_PATHS:
+                return self._relay(scope, receive, send)
+            return self._http(scope, receive, send)
+        if kind == "websocket":
+            return self._realtime(scope, receive, send)
+        return self._lifespan(receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

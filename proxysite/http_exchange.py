@@ -29,6 +29,7 @@ _FLUSH_SECONDS = 30.0
 _RESET_SECONDS = 0.5
 
 
+_line = b": ".join
 _roles = Roles(lambda name: _ROLES.get(name.lower(), _PLAIN))
 
 
@@ -36,32 +37,25 @@ class Exchange:
     """What uvicorn calls a cycle: `receive` and `send` of one run of the ASGI application.
 
     `scope["on_disconnect"]` takes a callback for the moment the client leaves, once the request's body has been
-    received: cheaper than a task that awaits `receive`.
+    received: cheaper than a task that awaits `receive`. `scope["shortcuts"]` is this object, as
+    `gateway.asgi.Shortcuts`.
     """
 
-    __slots__ = (
-        "_body_delivered",
-        "_bytes_left",
-        "_chunked",
-        "_expects_continue",
-        "_has_body",
-        "_head",
-        "_on_disconnect",
-        "_parts",
-        "_parts_bytes",
-        "_trailers_follow",
-        "_waiter",
-        "disconnected",
-        "flow",
-        "keep_alive",
-        "more_body",
-        "protocol",
-        "response_complete",
-        "response_started",
-        "scope",
-        "task",
-        "transport",
-    )
+    # Defaults of the class, not of each exchange: most come to their end as they are.
+    task: asyncio.Task[None] | None = None
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    _parts_bytes = 0
+    _body_delivered = False
+    _waiter: asyncio.Future[None] | None = None
+    _on_disconnect: Callable[[], None] | None = None
+    _head = b""
+    _has_body = True
+    _chunked = False
+    _bytes_left = -1
+    _trailers_follow = False
 
     def __init__(self, protocol: HTTPProtocol, scope: dict[str, Any], *, expects_continue: bool, keep_alive: bool):
         self.protocol = protocol
@@ -69,23 +63,10 @@ class Exchange:
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.keep_alive = keep_alive
-        self.task: asyncio.Task[None] | None = None
-        self.disconnected = False
-        self.more_body = True
-        self.response_started = False
-        self.response_complete = False
         self._expects_continue = expects_continue
         self._parts: list[bytes] = []
-        self._parts_bytes = 0
-        self._body_delivered = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._on_disconnect: Callable[[], None] | None = None
-        self._head = b""
-        self._has_body = True
-        self._chunked = False
-        self._bytes_left = -1
-        self._trailers_follow = False
         scope["on_disconnect"] = self.on_disconnect
+        scope["shortcuts"] = self
 
     # From the connection
 
@@ -120,6 +101,16 @@ class Exchange:
         self.flow.resume_reading()  # a connection that is not read from cannot be seen to end
         if self.disconnected:
             callback()
+
+    def whole_body(self) -> bytes | None:
+        if self.more_body or self._body_delivered or self._expects_continue or self.disconnected:
+            return None
+        self._body_delivered = True
+        parts = self._parts
+        self._parts_bytes = 0
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return body
 
     async def receive(self) -> dict[str, Any]:
         if self._expects_continue:
@@ -156,6 +147,40 @@ class Exchange:
         else:
             raise RuntimeError(f"ASGI message {kind!r} out of order")
 
+    def is_clogged(self) -> bool:
+        return self.flow.write_paused
+
+    def send_part(self, part: bytes) -> None:
+        if not self.disconnected:
+            self._continue(part, True)
+
+    def respond(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, body_bytes: int, has_date: bool
+    ) -> None:
+        if self.disconnected:
+            return
+        self.response_started = True
+        protocol = self.protocol
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(_line, headers)]
+        if not has_date:
+            lines += map(_line, protocol.server_state.default_headers)
+        if body_bytes < 0:
+            if self.scope["http_version"] == "1.1":
+                lines.append(b"transfer-encoding: chunked")
+                body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+            else:
+                self.keep_alive = False
+        elif body_bytes != len(body):
+            raise RuntimeError("the response body is not as long as its Content-Length")
+        if protocol.draining or (self.more_body and status >= 400):
+            self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        self.transport.write(_checked_head(lines) + body)
+        self.response_complete = True
+        self._wake()
+        protocol.response_ended(self)
+
     def _start(self, message: dict[str, Any]) -> None:
         self.response_started = True
         status = message["status"]
@@ -173,9 +198,9 @@ class Exchange:
                     has_close = pair[1].lower() == b"close"
                 else:
                     continue
-            lines.append(b": ".join(pair))
+            lines.append(_line(pair))
         if not has_date:
-            lines += map(b": ".join, self.protocol.server_state.default_headers)
+            lines += map(_line, self.protocol.server_state.default_headers)
         if self._has_body and self._bytes_left < 0:
             if self.scope["http_version"] == "1.1":
                 self._chunked = True
@@ -245,6 +270,7 @@ class Exchange:
             # They lead back here: a cycle for the garbage collector, with every request.
             self.task = self._on_disconnect = None
             self.scope.pop("on_disconnect", None)
+            self.scope.pop("shortcuts", None)
 
     def cut(self) -> None:
         """End the connection so that the client can tell the response from a whole one."""
@@ -269,9 +295,8 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 def _checked_head(lines: list[bytes]) -> bytes:
-    lines += (b"", b"")
-    head = b"\r\n".join(lines)
-    line_ends = len(lines) - 1
-    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
+    text = b"".join(lines)  # to look through it is quicker than to count
+    if b"\n" in text or b"\r" in text or b"\0" in text:
         raise RuntimeError("a response header field holds a line break")
-    return head
+    lines += (b"", b"")
+    return b"\r\n".join(lines)

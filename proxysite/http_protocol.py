@@ -6,6 +6,7 @@ HTTP/1.0 in chunks, refuses a 304 with a length, and knows no methods but llhttp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http
 import logging
@@ -17,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
+from gateway.headers import plan_of
 from proxysite import settings
 from proxysite.http_exchange import Exchange
 
@@ -42,6 +44,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draining = False
+        self._asgi = {"version": self.asgi_version, "spec_version": "2.3"}
         # When this connection is to be closed, on the loop's clock: a number that is moved costs nothing where
         # a timer for each request would.
         self._deadline = math.inf
@@ -222,29 +225,13 @@ class HTTPProtocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
-        scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": "",
-            "headers": self.headers,
-            "state": self.app_state,
-        }
-        self.scope = scope  # type: ignore[assignment]
         self._messages_in_feed += 1
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer, which nothing behind this server could be told of
-        name = name.lower()
-        value = value.rstrip(b" \t")  # RFC 9110 §5.5: no part of it, and llhttp keeps it
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        if self._in_head:  # else a trailer, which nothing behind this server could be told of
+            # RFC 9110 §5.5: blanks behind a value are no part of it, and llhttp keeps them.
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -261,29 +248,44 @@ class HTTPProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             self.refuse(BadRequestError("This is no tunnel to other hosts."))
             return
-        self.scope["method"] = method.decode("ascii")
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "headers": self.headers,
+            "state": self.app_state,
+            "method": method.decode("ascii"),
+        }
+        self.scope = scope  # type: ignore[assignment]
         if self.parser.should_upgrade():
             return  # llhttp raises HttpParserUpgrade next
         try:
-            self._describe()
+            self._describe(scope)
         except BadRequestError as error:
             self.refuse(error)
             return
         self._deadline = math.inf
         self._start_exchange()
 
-    def _describe(self) -> None:
-        """Complete the ASGI scope; `scope["target"]` is path and query as they stood on the wire."""
+    def _describe(self, scope: dict[str, Any]) -> None:
+        """Complete the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers."""
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise BadRequestError(f"HTTP/{version} is not spoken here.")
-        hosts = 0
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+        headers = self.headers
+        plan = scope["plan"] = plan_of(headers)
+        at = plan.at
+        if b"transfer-encoding" in at:
+            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"] or version == "1.0":
                 raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
-        if hosts != 1 and version == "1.1":
+        if b"expect" in at:
+            self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in headers]
+        if plan.hosts != 1 and version == "1.1":
             raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
         url = self.url
         if url[:1] != b"/":
@@ -295,7 +297,6 @@ class HTTPProtocol(HttpToolsProtocol):
         if b"#" in url:
             raise BadRequestError("A request target has no fragment.")
         path, _, query = url.partition(b"?")
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope["http_version"] = version
         scope["raw_path"] = path
         scope["query_string"] = query
@@ -323,8 +324,9 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _run(self, exchange: Exchange) -> None:
         self._running = exchange
-        exchange.task = self.loop.create_task(exchange.run(self.app))
-        self.tasks.add(exchange.task)
+        # Not loop.create_task: it lets the class number the task's name, for nobody to read.
+        exchange.task = task = asyncio.Task(exchange.run(self.app), loop=self.loop, name="request")
+        self.tasks.add(task)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Forget an exchange whose application has returned."""

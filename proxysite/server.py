@@ -30,6 +30,7 @@ class GatewayWorker(UvicornWorker):
         "ws_max_size": settings.WEBSOCKET_MAX_MESSAGE_BYTES,
         "ws_per_message_deflate": False,
         "lifespan": "on",
+        "interface": "asgi3",
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,

@@ -140,6 +140,47 @@ async def test_a_body_that_came_with_its_head_needs_no_turn_of_the_loop(
         end.send(None)  # type: ignore[attr-defined]
 
 
+async def test_a_piece_is_taken_in_the_turn_in_which_it_arrives_unless_it_would_overtake() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(("http", "x", 80), buffer=ReadBuffer(), on_free=lambda _: None, on_lost=lambda _: None)
+    await connection.loop.create_connection(lambda: connection, sock=ours)
+    answer = connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", bodyless=False, read_timeout_s=None)
+    taken: list[bytes] = []
+    waited_for: list[bytes] = []
+    takes = True
+
+    def take(piece: bytes) -> bool:
+        if takes:
+            taken.append(piece)
+        return takes
+
+    async def read_all() -> None:
+        waited_for.extend([piece async for piece in answer])
+
+    def arrive(data: bytes) -> None:
+        connection.get_buffer(-1)[: len(data)] = data
+        connection.buffer_updated(len(data))
+
+    answer.on_piece = take
+    arrive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    assert taken == []  # nobody waits yet: the reader has its own way to begin
+    reader = asyncio.create_task(read_all())
+    await until(lambda: bool(answer._waiter))
+    arrive(b"1\r\nb\r\n")
+    assert taken == [b"b"]
+    takes = False
+    arrive(b"1\r\nc\r\n")
+    takes = True
+    arrive(b"1\r\nd\r\n")
+    assert taken == [b"b"]
+    await until(lambda: bool(answer._waiter))
+    arrive(b"1\r\ne\r\n0\r\n\r\n")
+    assert taken == [b"b", b"e"]
+    await reader
+    assert waited_for == [b"a", b"cd"]
+    theirs.close()
+
+
 async def test_a_connection_is_free_before_its_answer_is_read(
     transport: PooledTransport, upstream: FakeUpstream
 ) -> None:

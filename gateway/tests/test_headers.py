@@ -185,6 +185,32 @@ def test_a_strangers_names_are_remembered_in_bounded_number_and_length() -> None
     assert long not in roles
 
 
+def test_lists_of_names_are_remembered_in_bounded_number_and_length() -> None:
+    plans = wire.Plans(lambda name: 0, frozenset())
+    for number in range(2000):
+        assert plans[(b"x-%d" % number,)].hosts == 0
+    assert len(plans) <= 512
+    for odd in [(b"y" * 60_000,), (b"y",) * 200]:
+        assert len(list(plans[odd].kept([(name, b"") for name in odd]))) == len(odd)
+        assert odd not in plans
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"1"), (b"content-length", b"1")],
+        [(b"content-length", b"1"), (b"transfer-encoding", b"chunked")],
+        [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")],
+        [(b"a b", b"1")],
+        [(b"", b"1")],
+    ],
+)
+def test_what_means_two_things_does_not_go_up(headers: wire.RawHeaders) -> None:
+    for _ in range(2):
+        with pytest.raises(BadRequestError):
+            wire.to_upstream(headers, host=b"h")
+
+
 def test_a_long_name_is_judged_as_a_short_one() -> None:
     long = b"x-forwarded-" + b"y" * 1000
     assert upstream_names([(long, b"1"), (b"y" * 1000, b"2")]) == [b"host", b"y" * 1000]

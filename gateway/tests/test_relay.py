@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import queue
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -635,6 +636,25 @@ def test_a_client_that_hardly_reads_costs_little_memory_and_stops_the_upstream(
     sent = upstream.signals.get_nowait()
     assert isinstance(sent, int)
     assert sent < 64 * MIB
+
+
+def test_a_client_that_asks_and_asks_and_never_reads_is_left_waiting(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    body = bytes(MIB // 4)
+
+    async def script(exchange: Exchange) -> None:
+        upstream.signals.put("asked")
+        await exchange.answer(body)
+
+    upstream.script = script
+    with RawClient(proxy) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for number in range(256):
+            client.send(b"GET /v1/%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
+            try:
+                upstream.signals.get(timeout=3)
+            except queue.Empty:
+                break
+    assert 0 < number < 100
 
 
 # Many at once

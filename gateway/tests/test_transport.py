@@ -17,6 +17,7 @@ import pytest
 import trustme
 import uvloop
 
+from gateway.outgoing import OutgoingRequest
 from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S, call, fetch, read, request_to, signal_from, until
 from gateway.tests.egress_proxies import ConnectProxy, EgressProxy, Socks5Proxy
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
@@ -384,6 +385,37 @@ class TestTheWayDown:
         assert response.extensions["raw_headers"] == response.headers.raw
         assert response.headers["Content-Type"] == "application/json"
         await response.aclose()
+
+    async def test_ours_tells_when_the_request_is_on_its_way(
+        self, ours: httpx.AsyncBaseTransport, upstream: FakeUpstream
+    ) -> None:
+        sent = Gate()
+
+        async def script(exchange: Exchange) -> None:
+            await sent.wait()
+            await exchange.answer(await exchange.read_body())
+
+        upstream.script = script
+        told: list[str] = []
+
+        def on_sent() -> None:
+            told.append("sent")
+            sent.open()
+
+        request = OutgoingRequest(
+            "POST",
+            httpx.URL(upstream.url),
+            fields=[(b"host", b"h"), (b"content-length", b"5")],
+            length=5,
+            body=b"hello",
+            target=b"/v1/x",
+            timeout={},
+            on_sent=on_sent,
+        )
+        response = await ours.handle_async_request(request)
+        assert (await read(response), told) == (b"hello", ["sent"])
+        assert request.headers["content-length"] == "5"
+        assert [part async for part in request.stream] == [b"hello"]
 
     async def test_an_encoded_body_is_not_decoded(
         self, transport: httpx.AsyncBaseTransport, upstream: FakeUpstream

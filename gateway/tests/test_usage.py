@@ -32,9 +32,49 @@ from gateway.tests.usage_answers import (
     short_id,
 )
 from gateway.usage import Reading, reader_for
-from gateway.usage.shapes import usage_in
+from gateway.usage.shapes import _plain_usage, _reported_in, _usage, usage_in
 
 # What each route reports
+
+DETAILS = ["cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens", "reasoning_tokens"]
+OTHERS = [
+    "input_tokens",
+    "seconds",
+    "prompt_cache_hit_tokens",
+    "cached_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+]
+SMALL = st.none() | st.integers(-1, 12) | st.sampled_from([1.0, 2.5, True, 1 << 54])
+
+
+@given(
+    given_tokens=SMALL,
+    made=SMALL,
+    total=SMALL,
+    read=st.none() | st.fixed_dictionaries({}, optional={name: SMALL for name in DETAILS}),
+    written=st.none() | st.fixed_dictionaries({}, optional={name: SMALL for name in DETAILS}),
+    more=st.fixed_dictionaries({}, optional={name: SMALL for name in OTHERS}),
+    meter=st.sampled_from([Meter.CHAT, Meter.COMPLETIONS]),
+)
+def test_a_plain_report_is_read_as_any_other(
+    given_tokens: Any, made: Any, total: Any, read: Any, written: Any, more: Any, meter: Meter
+) -> None:
+    total = given_tokens + made if total is None and None not in (given_tokens, made) else total
+    reported = {
+        "prompt_tokens": given_tokens,
+        "completion_tokens": made,
+        "total_tokens": total,
+        "prompt_tokens_details": read,
+        "completion_tokens_details": written,
+    }
+    report = json.dumps({name: value for name, value in reported.items() if value is not None} | more).encode()
+    plain = _plain_usage(report)
+    assert plain is None or plain == _usage(_reported_in(report), meter)
+
+
+def test_what_openai_reports_of_text_is_plain() -> None:
+    assert _plain_usage(msgspec.json.encode(CHAT_USAGE)) == CHAT_READ
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 MAX_SAMPLE_BYTES = 16 << 10
+_USUAL = b"application/json"
 # Answers that are nothing but a file.
 _OPAQUE = (b"audio/", b"image/", b"video/", b"application/octet-stream", b"application/zip", b"application/sdp")
 
@@ -39,6 +40,8 @@ def reader_for(
     """
     if endpoint.meter is Meter.NONE or endpoint.meter is Meter.REALTIME:
         return None
+    if content_type == _USUAL:
+        return JsonReader(endpoint.meter, max_sample_bytes=max_sample_bytes)
     kind = content_type[:64].lower()
     if kind.startswith(b"text/event-stream"):
         return SseReader(endpoint.meter, max_sample_bytes=max_sample_bytes)
