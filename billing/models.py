@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any, NoReturn
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
@@ -399,6 +401,15 @@ class ModelPrice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} · {self.valid_from:%Y-%m-%d}"
+
+    def clean(self) -> None:
+        if "*" in self.model[:-1]:
+            refused = _("%(name)s is no name of a model; only its last character may be *.") % {"name": self.model}
+            raise ValidationError({"model": refused})
+
+    def validate_constraints(self, exclude: Collection[str] | None = None) -> None:
+        # `source` is on no form, and Django looks at no constraint with a field that is not: the database would refuse.
+        super().validate_constraints(exclude=set(exclude or ()) - {"source"})
 
 
 class Purge(models.Model):

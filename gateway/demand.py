@@ -201,9 +201,16 @@ _EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
 _WRITTEN = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|arguments|text|delta|value)"\s*:\s*"((?:[^"\\]|\\.)*)'
 )
-# About what tokenizers split text into, rather smaller: parts of words, groups of digits and the blank before them,
-# marks, and of other alphabets three bytes, which is one character of Chinese.
-_PIECE = re.compile(rb"[A-Za-z]{1,8}|[0-9]{1,3}|[\x80-\xff]{1,3}|[^\sA-Za-z0-9\x80-\xff]| (?=[0-9])")
+# About what tokenizers split text into, rather smaller. A word of up to eight letters is one token, usually; what a
+# longer one has beyond that is nonsense, base64 or German, and comes in pairs, as capitals do. Of other alphabets: a
+# character of Chinese, two of Cyrillic, half an emoji. And groups of digits, the blank before them, marks.
+_PIECE = re.compile(
+    rb"(?:\\u0[0-7][0-9A-Fa-f]{2}){1,2}|\\u[0-9A-Fa-f]{4}|\\."
+    rb"|[A-Z][a-z]{1,7}|(?<![a-z])[a-z]{1,8}|[a-z]{1,2}|[A-Z]{1,2}"
+    rb"|[0-9]{1,3}| (?=[0-9])"
+    rb"|(?:[\xc0-\xdf][\x80-\xbf]){1,2}|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xff]|[\x80-\xbf]{1,3}"
+    rb"|[^\sA-Za-z0-9\x80-\xff]"
+)
 
 
 def tokens_in_events(chunk: bytes) -> int:

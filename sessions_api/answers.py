@@ -50,6 +50,7 @@ class Collector:
         self.status = 0
         self.headers: wire.RawHeaders = []
         self.was_cut = False
+        self._is_upstreams = False
         self._on_piece = on_piece
         self.is_stream = False
         self._received_bytes = 0
@@ -83,6 +84,8 @@ class Collector:
                 content_type = value.lower()
             elif lower in _PASSED or lower.startswith(_PASSED_PREFIX):
                 self.headers.append((lower, value))
+            # The relay's word on how long the upstream took: on what has passed, and on nothing of its own.
+            self._is_upstreams = self._is_upstreams or lower == b"server-timing"
         self.is_stream = 200 <= self.status < 300 and content_type.startswith(b"text/event-stream")
 
     def answer(self) -> Answer:
@@ -107,7 +110,8 @@ class Collector:
         status = self.status if 400 <= self.status <= 599 else 502
         message = wording.refused_with(self.status)
         if not self.was_cut:
-            message = _error_message(_object(_parsed(bytes(self._body))).get("error")) or message
+            error = _object(_parsed(bytes(self._body))).get("error")
+            message = _error_message(error, is_upstreams=self._is_upstreams) or message
         return RefusedError(status, message, headers=self.headers)
 
 
@@ -208,17 +212,18 @@ def _tokens_of(text: str, usage: object) -> int:
     return estimated_tokens(text)
 
 
-def _error_message(error: object) -> Message | None:
+def _error_message(error: object, *, is_upstreams: bool = True) -> Message | None:
     """Return what an error in OpenAI's form says, in both languages if it is the gateway's own."""
     fields = _object(error)
-    own = wording.GATEWAY.get(str(fields.get("code")))
+    code = str(fields.get("code"))
+    own = wording.GATEWAY.get(code)
     if own is not None:
         return own
     text = error if isinstance(error, str) else fields.get("message")
     if not isinstance(text, str) or not text:
         return None
     text = _joined_halves(text[:_ERROR_MESSAGE_MAX_CHARS])
-    return Message(text, text)
+    return Message(text if is_upstreams else wording.GATEWAY_LIMITS.get(code, text), text)
 
 
 # A character beyond U+FFFF may arrive as two escapes, each half in an event of its own.

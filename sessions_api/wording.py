@@ -75,6 +75,11 @@ GATEWAY = {
     "upstream_invalid_response": Message("上游返回了无效的响应", "The upstream broke off, or did not speak HTTP."),
     "upstream_timeout": Message("上游响应超时", "The upstream did not answer in time."),
 }
+# The same of limits: in English it says which limit, and how long to wait. These codes are OpenAI's as well.
+GATEWAY_LIMITS = {
+    "rate_limit_exceeded": "已达到该密钥或您的网络地址的用量限制（每分钟请求数、token 数或同时请求数），请稍后再试",
+    "insufficient_quota": "该密钥或您的网络地址本月的消费额度已用完，或已被进行中的请求占用",
+}
 
 
 def refused_with(status: int) -> Message:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
-from django.shortcuts import get_object_or_404
+from django.http import Http404, HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, ngettext_lazy
@@ -180,7 +179,8 @@ class ApiKeyAdmin(PastedKeyAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
         """Return only the button that would change anything."""
-        is_blocked = ApiKey.objects.filter(pk=object_id, blocked=True).exists()
+        key: ApiKey | None = self.get_object(request, object_id)
+        is_blocked = key is not None and key.blocked
         unwanted = "block_this" if is_blocked else "unblock_this"
         return [
             shown
@@ -256,11 +256,11 @@ class ApiKeyAdmin(PastedKeyAdmin):
 
     @button(description=_("Block"), icon="block", permissions=["change"])
     def block_this(self, request: HttpRequest, object_id: str) -> Any:
-        return self._ask(request, self._only(object_id), _BLOCK)
+        return self._ask(request, self._only(request, object_id), _BLOCK)
 
     @button(description=_("Unblock"), icon="check_circle", permissions=["change"])
     def unblock_this(self, request: HttpRequest, object_id: str) -> Any:
-        return self._ask(request, self._only(object_id), _UNBLOCK)
+        return self._ask(request, self._only(request, object_id), _UNBLOCK)
 
     @admin.action(description=_("Give each of these keys a grant"), permissions=["grant"])
     def grant(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> Any:
@@ -287,8 +287,11 @@ class ApiKeyAdmin(PastedKeyAdmin):
     def has_grant_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("billing.add_grant"))
 
-    def _only(self, object_id: str) -> QuerySet[ApiKey]:
-        return ApiKey.objects.filter(pk=get_object_or_404(ApiKey, pk=object_id).pk)
+    def _only(self, request: HttpRequest, object_id: str) -> QuerySet[ApiKey]:
+        key: ApiKey | None = self.get_object(request, object_id)
+        if key is None:
+            raise Http404
+        return ApiKey.objects.filter(pk=key.pk)
 
     def _ask(self, request: HttpRequest, keys: QuerySet[ApiKey], switch: _Switch) -> Any:
         return confirm.question(

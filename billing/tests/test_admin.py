@@ -223,6 +223,38 @@ def test_a_price_is_entered_and_rates_what_comes_next(operator: Client) -> None:
     assert UsageRecord.objects.get().cost_usd == Decimal("0.022")
 
 
+def test_a_second_price_of_one_model_and_moment_is_refused_in_the_form(operator: Client) -> None:
+    given = {"model": "mine", "valid_from_0": "2026-01-01", "valid_from_1": "00:00:00", "input": "10"}
+    assert operator.post("/admin/billing/modelprice/add/", given).status_code == 302
+    again = operator.post("/admin/billing/modelprice/add/", given)
+    assert (again.status_code, len(again.context["errors"])) == (200, 1)
+    assert operator.post("/admin/billing/modelprice/add/", given | {"valid_from_0": "2026-01-02"}).status_code == 302
+    later = ModelPrice.objects.get(valid_from__day=2)
+    changed = operator.post(f"/admin/billing/modelprice/{later.pk}/change/", given)
+    assert (changed.status_code, len(changed.context["errors"])) == (200, 1)
+    assert operator.post(f"/admin/billing/modelprice/{later.pk}/change/", given | {"valid_from_0": "2026-01-03"}).url
+
+
+def test_a_refreshed_and_an_own_price_may_begin_together(operator: Client) -> None:
+    at = timezone.now().replace(year=2026, month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
+    ModelPrice.objects.create(model="mine", valid_from=at, source=PriceSource.REFRESHED)
+    given = {"model": "mine", "valid_from_0": "2026-01-01", "valid_from_1": "00:00:00", "input": "10"}
+    assert operator.post("/admin/billing/modelprice/add/", given).status_code == 302
+
+
+def test_a_price_for_a_pattern_that_matches_nothing_is_refused(operator: Client) -> None:
+    given = {"model": "gpt-*-mini", "valid_from_0": "2026-01-01", "valid_from_1": "00:00:00", "input": "10"}
+    answer = operator.post("/admin/billing/modelprice/add/", given)
+    assert (answer.status_code, len(answer.context["errors"])) == (200, 1)
+    assert operator.post("/admin/billing/modelprice/add/", given | {"model": "gpt-*"}).status_code == 302
+
+
+@pytest.mark.parametrize("place", ["change", "block_this", "unblock_this"])
+def test_a_key_that_is_none_is_not_found(operator: Client, place: str) -> None:
+    for number in ("abc", "99", "9" * 30):
+        assert operator.get(f"/admin/billing/apikey/{number}/{place}/").status_code in (302, 404)
+
+
 def test_a_refreshed_price_is_not_for_changing(operator: Client) -> None:
     price = ModelPrice.objects.create(model="m", valid_from=timezone.now(), source=PriceSource.REFRESHED)
     assert operator.post(f"/admin/billing/modelprice/{price.pk}/change/", {"model": "x"}).status_code == 403

@@ -434,6 +434,12 @@ def test_a_conversation_has_the_same_limits_in_its_own_form(proxy: LiveProxy) ->
     assert refused.json()["data"] is None
     assert int(refused.headers["retry-after"]) > 1
     assert refused.headers["x-ratelimit-limit-requests"] == "1"
+    assert refused.json()["message"].startswith("已达到该密钥或您的网络地址的用量限制")
+    refused = proxy.post("/pro/chat/completions", json=body, headers={"Accept-Language": "en"})
+    assert "requests per min (RPM): limit 1" in refused.json()["message"]
+    refused = proxy.post("/pro/chat/completions", json=body | {"apiKey": DRY})
+    assert refused.status_code == 429
+    assert refused.json()["message"].startswith("该密钥或您的网络地址本月的消费额度已用完")
 
 
 def test_a_conversation_is_bound_to_networks_and_models(proxy: LiveProxy, upstream: FakeUpstream) -> None:

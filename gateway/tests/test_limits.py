@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import calendar
 import contextlib
+import json
 import os
+import random
 import secrets
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -22,6 +25,7 @@ from gateway.addresses import ProxyTrust
 from gateway.demand import demand_of, model_fields, tokens_in_events
 from gateway.endpoints import endpoint_of
 from gateway.errors import ModelNotAllowedError
+from gateway.estimator_process import counter
 from gateway.limit_memory import MemoryStore
 from gateway.limit_redis import LimitsAwayError, RedisStore
 from gateway.limiter import FormGuard
@@ -209,6 +213,31 @@ def test_tokens_of_a_stream_are_counted_by_events_and_by_text() -> None:
     numbers = b'data: {"choices":[{"delta":{"content":"word 1234 "}}]}\n\n'
     assert tokens_in_events(numbers) == 4  # word, a blank, 123, 4
     assert tokens_in_events('data: {"choices":[{"delta":{"content":"你好世界"}}]}\n\n'.encode()) == 4
+
+
+LETTERS = "qzjxkvbwpyfgmculdrhsnioate" * 20
+WRITTEN = [
+    (LETTERS, 0.8, 1.2),
+    (LETTERS.upper(), 0.7, 1.2),
+    (b64encode(random.Random(1).randbytes(900)).decode(), 0.7, 1.2),
+    ("Donaudampfschifffahrtsgesellschaftskapitän " * 20, 1, 2),
+    ("The quick brown fox jumps over the lazy dog; Authorization is required.\n" * 20, 1, 1.5),
+    ("今天天气很好，我们去公园散步吧。" * 20, 1, 2),
+    ("Привет, как дела сегодня? " * 20, 1, 2.5),
+    ("😀🎉" * 50, 1, 1.5),
+]
+
+
+@pytest.mark.parametrize("is_escaped", [False, True])
+@pytest.mark.parametrize(("text", "least", "most"), WRITTEN, ids=lambda value: str(value)[:8])
+def test_what_is_packed_into_events_counts_about_as_a_tokenizer_would(
+    text: str, least: float, most: float, *, is_escaped: bool
+) -> None:
+    pieces = (text[start : start + 50] for start in range(0, len(text), 50))
+    said = ({"choices": [{"delta": {"content": piece}}]} for piece in pieces)
+    events = b"".join(b"data: " + json.dumps(one, ensure_ascii=is_escaped).encode() + b"\n\n" for one in said)
+    tokens = counter("o200k_base")(text)
+    assert least * tokens <= tokens_in_events(events) <= most * tokens
 
 
 # Stores

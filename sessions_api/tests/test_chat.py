@@ -267,7 +267,7 @@ def test_an_error_of_the_upstreams_comes_with_its_own_message(
     async def script(exchange: Exchange) -> None:
         await exchange.read_body()
         headers = (("content-type", "application/json"), ("retry-after", "7"), ("x-request-id", "req_1"))
-        body = {"error": {"message": "Not like this: 不行", "code": "whatever"}}
+        body = {"error": {"message": "Not like this: 不行", "code": "rate_limit_exceeded"}}
         await exchange.answer(json.dumps(body).encode(), status=status, headers=headers)
 
     upstream.script = script
