@@ -64,7 +64,7 @@ class Exchange:
     _head_sent = False
     _ended = False
     _client_left_at = 0.0
-    _drains_until_byte = 0
+    _drains_until_byte: float = math.inf
     _waiting_for_client = True
 
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
@@ -322,6 +322,7 @@ class Exchange:
             stream.on_piece = self._pass_now
         async for chunk in stream:
             meter.feed(chunk)
+            self._check_drain()
             if watched is not None and watched.needs_more(chunk):
                 await watched.extend()
             events = aligner.feed(chunk)
@@ -343,10 +344,10 @@ class Exchange:
     def _pass_now(self, chunk: bytes) -> bool:
         """Pass a piece of an event stream on in the turn in which it came; return whether that could be done.
 
-        What has to be waited for is left to the task: a client that does not read, and the end.
+        What has to be waited for is left to the task: a client that does not read, or has left, and the end.
         """
         shortcuts, aligner, meter = self._shortcuts, self._aligner, self._meter
-        if shortcuts is None or aligner is None or shortcuts.is_clogged():
+        if shortcuts is None or aligner is None or self._client_left_at or shortcuts.is_clogged():
             return False
         meter.feed(chunk)
         events = aligner.feed(chunk)
@@ -367,6 +368,7 @@ class Exchange:
         self._wait_for_upstream(silence_timeout_s)
         async for chunk in self._stream:
             meter.feed(chunk)
+            self._check_drain()
             self.deadline = math.inf
             body_bytes -= len(chunk)
             if body_bytes == 0:
@@ -452,8 +454,12 @@ class Exchange:
         """Return whether somebody was silent for too long, or an answer has been read for long enough for nobody."""
         if not self._client_left_at:
             return self.deadline <= now
-        drained_s = now - self._client_left_at
-        return drained_s >= self._limits.drain_timeout_s or self._meter.response_bytes > self._drains_until_byte
+        return now - self._client_left_at >= self._limits.drain_timeout_s
+
+    def _check_drain(self) -> None:
+        """Raise ClientLeftError where enough was read for a client that has left."""
+        if self._meter.response_bytes > self._drains_until_byte:
+            raise ClientLeftError
 
     def _wait_for_upstream(self, timeout_s: float) -> None:
         self._waiting_for_client = False

@@ -140,6 +140,7 @@ def test_an_options_request_that_is_no_preflight_goes_upstream() -> None:
     [
         ([(b"authorization", b"Bearer sk-1")], b"sk-1"),
         ([(b"authorization", b"bearer  sk-1 ")], b"sk-1"),
+        ([(b"authorization", b"Bearer\tsk-1")], b"sk-1"),
         ([(b"authorization", b"Basic abc")], b""),
         ([(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.sk-2, x")], b"sk-2"),
         ([], b""),

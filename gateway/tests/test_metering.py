@@ -322,6 +322,33 @@ def test_a_client_that_leaves_may_be_read_on_for(upstream: FakeUpstream) -> None
     assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
 
 
+def test_no_more_is_read_on_for_a_client_that_has_left_than_allowed(upstream: FakeUpstream) -> None:
+    left, piece = asyncio.Event(), chunk("Hello " * 2000)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), done=False)
+        await left.wait()
+        for _ in range(8000):
+            await exchange.events(piece, done=False)
+        await exchange.events(chunk(usage=USAGE))
+        await exchange.end_stream()
+
+    upstream.script = script
+    policy = {"ON_CLIENT_DISCONNECT": "drain", "DRAIN_MAX_BYTES": "100000"}
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", **policy) as proxy:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.read_until(b"Hello")
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        assert proxy.wait_for_rows(RECORDS, 1)[0][3] == "client_closed"
+        [(read,)] = proxy.rows("SELECT response_bytes FROM billing_usagerecord")
+    # And what had been read when the bound was met: at most as much as the transport holds.
+    assert 100_000 < read < 1_000_000
+
+
 def test_what_is_refused_here_is_recorded_as_refused(metered: LiveProxy, ledger: Ledger) -> None:
     with RawClient(metered) as client:
         client.request("POST", "/v1/files", "Content-Length: 99999999999")

@@ -464,3 +464,9 @@ def test_which_answers_are_read() -> None:
     assert reader_for(endpoint_of("GET", b"/v1/realtime"), JSON) is None
     assert reader_for(endpoint_of("POST", b"/v1/unheard/of"), b"") is not None
     assert read(b"/v1/moderations", b'{"id":"modr-1","model":"omni-moderation-latest"}').usage is None
+
+
+@pytest.mark.parametrize("details", [b"[]", b"{}", b"null"])
+def test_details_that_are_none_spoil_no_totals(details: bytes) -> None:
+    report = b'{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8,"prompt_tokens_details":%b}' % details
+    assert usage_in(report, Meter.CHAT) == Usage(input_tokens=5, output_tokens=3)

@@ -35,6 +35,10 @@ class _Details(Struct):
     cached_tokens_details: _Details | None = None
 
 
+# An upstream in PHP writes an empty object as [].
+_Listed = _Details | Annotated[list[int], Meta(max_length=0)] | None
+
+
 class _Reported(Struct):
     """Every spelling: chat and completions, responses and batches, images, audio, realtime; then other upstreams."""
 
@@ -44,12 +48,12 @@ class _Reported(Struct):
     output_tokens: _Count = None
     total_tokens: _Count = None
     seconds: _Count = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-    input_token_details: _Details | None = None
-    output_token_details: _Details | None = None
+    prompt_tokens_details: _Listed = None
+    completion_tokens_details: _Listed = None
+    input_tokens_details: _Listed = None
+    output_tokens_details: _Listed = None
+    input_token_details: _Listed = None
+    output_token_details: _Listed = None
     # DeepSeek; Moonshot; Anthropic, whose input_tokens are without these two.
     prompt_cache_hit_tokens: _Count = None
     cached_tokens: _Count = None
@@ -188,12 +192,10 @@ def _usage(reported: _Reported, meter: Meter) -> Usage | None:
             # Half a report would be billed as if the other half were free.
             return None
         total_input = reported.total_tokens
-    given = reported.prompt_tokens_details or reported.input_tokens_details or reported.input_token_details
+    given = _first(reported.prompt_tokens_details, reported.input_tokens_details, reported.input_token_details)
     details = given or _NO_DETAILS
     details_out = (
-        reported.completion_tokens_details
-        or reported.output_tokens_details
-        or reported.output_token_details
+        _first(reported.completion_tokens_details, reported.output_tokens_details, reported.output_token_details)
         or _NO_DETAILS
     )
     input_count, output_count = _count(total_input), _count(total_output)
@@ -232,6 +234,10 @@ def _usage(reported: _Reported, meter: Meter) -> Usage | None:
         image_output,
         seconds=_seconds(reported.seconds),
     )
+
+
+def _first(*listed: _Listed) -> _Details | None:
+    return next((details for details in listed if isinstance(details, _Details)), None)
 
 
 def _cached(reported: _Reported, details: _Details) -> tuple[int, int]:
