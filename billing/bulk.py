@@ -36,5 +36,10 @@ def parameter(rows: Iterable[Sequence[Any]], columns: Mapping[str, str]) -> str:
     return _encode([list(map(_as_sqlite, row)) for row in rows]).decode()
 
 
+def encoded(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows by their columns' names as a parameter of PostgreSQL's json_to_recordset."""
+    return _encode(rows).decode()
+
+
 def _as_sqlite(value: Any) -> Any:
     return connection.ops.adapt_datetimefield_value(value) if isinstance(value, dt.datetime) else value

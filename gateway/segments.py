@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from billing.events import UsageEvent
+from billing.rows import event_in, events_in
 
 SUFFIX = ".journal"
 # Lines that are whole and yet cannot be recorded wait here for an operator; as `anything.journal` they are tried again.
@@ -27,7 +28,6 @@ _CHECKSUM_BYTES = 8
 _TEXT_MAX_CHARS = 1000
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(UsageEvent)
 
 
 # Lines
@@ -57,7 +57,7 @@ def is_whole(line: bytes) -> bool:
 
 def decode_line(line: bytes) -> UsageEvent | None:
     """Return the event of a whole line, None if this version cannot read it."""
-    return _event_of(line[_CHECKSUM_BYTES + 1 :])
+    return event_in(line[_CHECKSUM_BYTES + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def read_lines(lines: bytes) -> Reading:
         whole = [line for line in found if is_whole(line[:-1])]
         corrupt = len(found) - len(whole)
         found, texts = whole, [line[_CHECKSUM_BYTES + 1 : -1] for line in whole]
-    events = list(map(_event_of, texts))
+    events = events_in(texts)
     unreadable = [line for line, event in zip(found, events, strict=True) if event is None]
     return Reading([event for event in events if event is not None], unreadable, corrupt)
 
@@ -95,13 +95,6 @@ def first_readable(lines: bytes) -> bytes:
     """Return the first line that holds an event, b"" if there is none."""
     found = io.BytesIO(lines)
     return next((line for line in found if is_whole(line[:-1]) and decode_line(line[:-1]) is not None), b"")
-
-
-def _event_of(text: bytes) -> UsageEvent | None:
-    try:
-        return _decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
 
 
 def _repaired(event: UsageEvent) -> UsageEvent:
