@@ -161,14 +161,17 @@ class PricesOfModel:
 
     def at(self, microseconds: int) -> FoundPrice | None:
         """Return the price so long after the epoch, None if nobody knows it."""
-        second = microseconds // 1_000_000
+        found, is_steady = self.during(microseconds // 1_000_000)
+        return found if is_steady else self._find(as_time(microseconds))
+
+    def during(self, second: int) -> tuple[FoundPrice | None, bool]:
+        """Return the price at the beginning of a second, and whether it is that until its end."""
         known = self._seconds.get(second)
         if known is None:
             # Lists change with whole seconds, and own prices never back: what both ends have, all between have.
             found = self._find(as_time(second * 1_000_000))
             known = self._seconds[second] = found, found == self._find(as_time(second * 1_000_000 + 999_999))
-        found, is_steady = known
-        return found if is_steady else self._find(as_time(microseconds))
+        return known
 
 
 class Labels(NamedTuple):

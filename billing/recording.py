@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from django.conf import settings
@@ -207,46 +207,74 @@ def sheets(by_kind: ByKind, keys: Mapping[str, ApiKey], rater: Rater) -> list[Sh
     for kind, events in by_kind.items():
         if kind.model not in prices:
             prices[kind.model] = rater.prices_of(kind.model)
-        writer = _Writer(kind, keys.get(kind.key_fingerprint), rater)
-        writer.write(events, prices=prices[kind.model], calendar=calendar)
-        found += writer.sheets.values()
+        writer = _Writer(kind, keys.get(kind.key_fingerprint), rater, prices=prices[kind.model])
+        writer.write(events, calendar=calendar)
+        found += writer.sheets
     return found
+
+
+class _Moment(NamedTuple):
+    """What the events of one kind in one second have in common."""
+
+    second: rows.Second
+    text: str  # how their times begin
+    rates: RatesAtPrice | None  # None if their price changes within the second
+    sheets: dict[tuple[Row, int], Sheet]  # those of the second's hour, by labels and number of quantities
 
 
 class _Writer:
     """Writes the events of one kind into sheets."""
 
-    def __init__(self, kind: Kind, key: ApiKey | None, rater: Rater) -> None:
-        self.sheets: dict[Any, Sheet] = {}
+    def __init__(self, kind: Kind, key: ApiKey | None, rater: Rater, *, prices: PricesOfModel) -> None:
+        self.sheets: list[Sheet] = []
         self._kind = kind
         self._key_id: int | None = None if key is None else key.pk
         factor = _ONE if key is None else key.price_factor
+        self._prices = prices
         self._rates = rater.rates(kind, factor=factor)
         self._shared = (self._key_id, str(factor), *kind[2:])
+        self._hours: dict[tuple[dt.date, int], dict[tuple[Row, int], Sheet]] = {}
 
-    def write(self, events: Iterable[UsageEvent], *, prices: PricesOfModel, calendar: rows.Calendar) -> None:
+    def write(self, events: Iterable[UsageEvent], *, calendar: rows.Calendar) -> None:
         zone = "" if connection.vendor == "sqlite" else "+00:00"
+        moments: dict[str, _Moment] = {}
         for event in events:
             started_us = _rounded(event.started_at * 1e6)
-            quantities, units, labels = self._rated(event.usage, self._rates.at(prices.at(started_us)))
             digits = str(started_us)
-            second, fraction = calendar.second(digits[:-6]), digits[-6:]
-            place = second.day, second.hour, labels, len(quantities)
-            sheet = self.sheets.get(place) or self._new_sheet(second, labels, place)
+            fraction = digits[-6:]
+            moment = moments.get(digits[:-6])
+            if moment is None:
+                moment = moments[digits[:-6]] = self._moment(calendar.second(int(digits[:-6])))
+            second, text, rates, known = moment
+            if rates is None:
+                rates = self._rates.at(self._prices.at(started_us))
+            quantities, units, labels = self._rated(event.usage, rates)
+            sheet = known.get((labels, len(quantities)))
+            if sheet is None:
+                sheet = known[labels, len(quantities)] = self._new_sheet(second, labels)
+            milliseconds = event.proxy_ms
+            microseconds = _rounded(milliseconds * 1e3)
+            if microseconds / 1e3 != milliseconds:
+                microseconds = rows.in_microseconds(milliseconds)
             sheet.rows.append(
                 (
                     event.id,
                     *quantities,
                     event.first_byte_ms,
-                    rows.in_microseconds(event.proxy_ms),
+                    microseconds,
                     units,
-                    f"{second.text}{zone}" if fraction == "000000" else f"{second.text}.{fraction}{zone}",
+                    f"{text}.{fraction}{zone}" if fraction != "000000" else text + zone,
                     event.upstream_request_id,
                     event.duration_ms,
                     event.request_bytes,
                     event.response_bytes,
                 )
             )
+
+    def _moment(self, second: rows.Second) -> _Moment:
+        found, is_steady = self._prices.during(second.number)
+        rates = self._rates.at(found) if is_steady else None
+        return _Moment(second, second.text, rates, self._hours.setdefault((second.day, second.hour), {}))
 
     def _rated(self, usage: Usage, rates: RatesAtPrice) -> tuple[Row, int | None, Row]:
         """Return the quantities, all or those of text; the cost in units; and the labels."""
@@ -260,7 +288,7 @@ class _Writer:
             return quantities, rates.without_usage[0], rates.without_usage[1:]
         return quantities, units, rates.unpriced if units is None else rates.priced
 
-    def _new_sheet(self, second: rows.Second, labels: tuple[str, ...], place: Any) -> Sheet:
+    def _new_sheet(self, second: rows.Second, labels: Row) -> Sheet:
         kind = self._kind
         model = rows.rolled_model(
             model=kind.model,
@@ -271,7 +299,8 @@ class _Writer:
         )
         group = Group(self._key_id, second.day, second.hour, model, kind.endpoint)
         is_error = rows.is_error(status=kind.status, outcome=kind.outcome)
-        sheet = self.sheets[place] = Sheet(group, is_error, (*self._shared, second.day_text, *labels), [])
+        sheet = Sheet(group, is_error, (*self._shared, second.day_text, *labels), [])
+        self.sheets.append(sheet)
         return sheet
 
 

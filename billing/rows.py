@@ -112,7 +112,10 @@ def events_in(texts: list[bytes]) -> list[UsageEvent | None]:
     """
     found = b"".join(texts)
     if found.find(b"\\") < 0 and found.find(b"\x7f") < 0:
-        return [_fitting_event_in(text) for text in texts]
+        try:
+            return list(map(_fitting_in, texts))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return [_fitting_event_in(text) for text in texts]
     return list(map(event_in, texts))
 
 
@@ -234,8 +237,9 @@ def as_time(microseconds: int) -> dt.datetime:
 
 
 class Second(NamedTuple):
-    """A second of a day, in UTC; `text` is all of it."""
+    """A second of a day, in UTC: `number` is how many after the epoch, `text` all of it but its fraction."""
 
+    number: int
     day: dt.date
     hour: int
     day_text: str
@@ -246,15 +250,15 @@ class Calendar:
     """What the seconds of a batch are called, each worked out once."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, Second] = {}
+        self._seconds: dict[int, Second] = {}
 
-    def second(self, digits: str) -> Second:
+    def second(self, number: int) -> Second:
         """Return the second that is so many after the epoch."""
-        known = self._seconds.get(digits)
+        known = self._seconds.get(number)
         if known is None:
-            at = as_time(int(digits) * 1_000_000)
+            at = as_time(number * 1_000_000)
             text = at.strftime("%Y-%m-%d %H:%M:%S")
-            known = self._seconds[digits] = Second(at.date(), at.hour, at.date().isoformat(), text)
+            known = self._seconds[number] = Second(number, at.date(), at.hour, at.date().isoformat(), text)
         return known
 
 
