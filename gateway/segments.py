@@ -23,7 +23,7 @@ SUFFIX = ".journal"
 # Lines that are whole and yet cannot be recorded wait here for an operator; as `anything.journal` they are tried again.
 SET_ASIDE_NAME = "set-aside.lines"
 LINE_MAX_BYTES = 64 * 1024
-_READ_BYTES = 512 * 1024
+_READ_BYTES = 1024 * 1024
 _CHECKSUM_BYTES = 8
 _TEXT_MAX_CHARS = 1000
 
