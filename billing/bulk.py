@@ -36,5 +36,29 @@ def parameter(rows: Iterable[Sequence[Any]], columns: Mapping[str, str]) -> str:
     return _encode([list(map(_as_sqlite, row)) for row in rows]).decode()
 
 
+def execute(statement: str, given: str) -> None:
+    """Execute a statement around `select_rows` with its parameter.
+
+    On SQLite not by Django's cursor, which goes through every character of it for placeholders of another kind.
+    """
+    if connection.vendor == "sqlite":
+        with connection.wrap_database_errors:
+            connection.ensure_connection()
+            connection.connection.execute(_with_question_mark(statement), [given])
+    else:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [given])
+
+
+@functools.cache
+def _with_question_mark(statement: str) -> str:
+    return statement.replace("%s", "?")
+
+
+def encoded(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows by their columns' names as a parameter of PostgreSQL's json_to_recordset."""
+    return _encode(rows).decode()
+
+
 def _as_sqlite(value: Any) -> Any:
     return connection.ops.adapt_datetimefield_value(value) if isinstance(value, dt.datetime) else value

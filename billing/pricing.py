@@ -261,6 +261,7 @@ class Tariff:
             scale = 10 ** max(0, *(-_exponent(amount) for amount in (once, *each) if amount is not None))
             # Per million, and ten million units are a dollar: tenfold. Twice that, plus one whole, is half up.
             self._weights = tuple(_UNPRICED_WEIGHT if amount is None else int(amount * scale) * 20 for amount in each)
+            self._text_weights = self._weights[:4]  # reasoning tokens weigh nothing
             self._base = int(once * scale) * 20 + scale
             self._divisor: int = 2 * scale
 
@@ -273,6 +274,19 @@ class Tariff:
                 return total // self._divisor
         amount_usd = self._cost_of(usage).amount_usd
         return None if amount_usd is None else int(amount_usd.scaleb(7))
+
+    def units_of_text(self, usage: Usage, counts: tuple[int, ...]) -> int | None:
+        """The same of a usage that has none but text tokens, at a third: `counts` are its first five."""
+        fresh, cached, written, output, reasoning = counts
+        # All of them together are negative if one of them is.
+        if fresh | cached | written | output | reasoning >= 0 and sum(counts) <= self._most:
+            weights = self._text_weights
+            total: int = (
+                self._base + weights[0] * fresh + weights[1] * cached + weights[2] * written + weights[3] * output
+            )
+            if total < _UNPRICED_WEIGHT:
+                return total // self._divisor
+        return self.units_of(usage)
 
 
 def _exponent(amount: Decimal) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import datetime as dt
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from django.db import connection
+from msgspec.structs import astuple
 
 from billing.events import Usage
 from billing.list_prices import CACHE_SIZE, ListPrice, list_price, row_names
@@ -151,23 +153,33 @@ class Rater:
 
 
 class PricesOfModel:
-    """A model's prices at times that mostly follow each other closely: looked up once for a second."""
+    """A model's prices at times many of which are in the same seconds: looked up once for each."""
 
     def __init__(self, find: Callable[[dt.datetime], FoundPrice | None]) -> None:
         self._find = find
-        self._second = -1
-        self._is_steady = False
-        self._found: FoundPrice | None = None
+        self._seconds: dict[int, tuple[FoundPrice | None, bool]] = {}
 
     def at(self, microseconds: int) -> FoundPrice | None:
         """Return the price so long after the epoch, None if nobody knows it."""
-        second = microseconds // 1_000_000
-        if second != self._second:
+        found, is_steady = self.during(microseconds // 1_000_000)
+        return found if is_steady else self._find(as_time(microseconds))
+
+    def during(self, second: int) -> tuple[FoundPrice | None, bool]:
+        """Return the price at the beginning of a second, and whether it is that until its end."""
+        known = self._seconds.get(second)
+        if known is None:
             # Lists change with whole seconds, and own prices never back: what both ends have, all between have.
-            self._found = self._find(as_time(second * 1_000_000))
-            self._is_steady = self._found == self._find(as_time(second * 1_000_000 + 999_999))
-            self._second = second
-        return self._found if self._is_steady else self._find(as_time(microseconds))
+            found = self._find(as_time(second * 1_000_000))
+            known = self._seconds[second] = found, found == self._find(as_time(second * 1_000_000 + 999_999))
+        return known
+
+
+class Labels(NamedTuple):
+    """What a record says of its cost besides the amount."""
+
+    pricing: str
+    price_source: str = ""
+    price_version: str = ""
 
 
 class Rates:
@@ -179,22 +191,49 @@ class Rates:
         self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
         self._terms = Terms(request.is_batch, request.service_tier, factor, int(was_served))
         self._tariff_of = tariff_of
-        self._price: Price | None = None
-        self._tariff: Tariff | None = None  # at that price
+        self._known: RatesAtPrice | None = None
 
     def rate(self, usage: Usage, found: FoundPrice | None) -> Rating:
         """Return what a request with that usage cost at its model's price, None if that is not known."""
-        if usage == _NOTHING:
-            if not self._may_cost_without_usage:
-                return _FREE
-            if found is None or found.price.per_request is None:
-                return self._without_usage
+        rates = self.at(found)
+        if not any(astuple(usage)):
+            return rates.without_usage
+        units = None if rates.tariff is None else rates.tariff.units_of(usage)
+        return Rating(units, *(rates.unpriced if units is None else rates.priced))
+
+    def at(self, found: FoundPrice | None) -> RatesAtPrice:
+        """Return the rates while this is the price of the model, None if that is not known."""
+        known = self._known
+        if known is None or known.found is not found:
+            known = self._known = self._at(found)
+        return known
+
+    def _at(self, found: FoundPrice | None) -> RatesAtPrice:
         if found is None:
-            return UNPRICED
-        if self._tariff is None or found.price is not self._price:
-            self._price, self._tariff = found.price, self._tariff_of(found.price, self._terms)
-        units = self._tariff.units_of(usage)
-        return Rating(units, _UNPRICED if units is None else _PRICED, found.source, found.version)
+            without_usage = self._without_usage if self._may_cost_without_usage else _FREE
+            return RatesAtPrice(None, None, without_usage, priced=Labels(_UNPRICED), unpriced=Labels(_UNPRICED))
+        tariff = self._tariff_of(found.price, self._terms)
+        priced = Labels(_PRICED, found.source, found.version)
+        unpriced = Labels(_UNPRICED, found.source, found.version)
+        if not self._may_cost_without_usage:
+            without_usage = _FREE
+        elif found.price.per_request is None:
+            without_usage = self._without_usage
+        else:
+            units = tariff.units_of(_NOTHING)
+            without_usage = Rating(units, *(unpriced if units is None else priced))
+        return RatesAtPrice(found, tariff, without_usage, priced=priced, unpriced=unpriced)
+
+
+@dataclass(frozen=True, slots=True)
+class RatesAtPrice:
+    """The rates of requests that differ in usage only. Without a tariff all of them that used anything are unpriced."""
+
+    found: FoundPrice | None
+    tariff: Tariff | None
+    without_usage: Rating
+    priced: Labels = field(kw_only=True)
+    unpriced: Labels = field(kw_only=True)
 
 
 class _Book:

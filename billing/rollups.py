@@ -203,8 +203,7 @@ def _upsert(
     if not items:
         return
     columns, statement = _upsert_statement(model, tuple(names), tuple(sums), conflict)
-    with connection.cursor() as cursor:
-        cursor.execute(statement, [bulk.parameter(((*row, *amounts) for row, amounts in items), columns)])
+    bulk.execute(statement, bulk.parameter(((*row, *amounts) for row, amounts in items), columns))
 
 
 @functools.cache

@@ -6,9 +6,10 @@ import datetime as dt
 import math
 import operator
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
 
@@ -57,40 +58,103 @@ class Kind(NamedTuple):
     usage_source: str
 
 
-class Entry(NamedTuple):
-    """An event that fits into the ledger, its times as whole microseconds.
+_SHARED = slice(
+    UsageEvent.__struct_fields__.index(Kind._fields[0]), UsageEvent.__struct_fields__.index(Kind._fields[-1]) + 1
+)
 
-    `quantities` are the columns of `billing.models.Quantities`, in their order.
+
+def _within_bounds(kind: Any, most: int) -> Any:
+    return Annotated[kind, msgspec.Meta(ge=0, le=most)]
+
+
+FittingUsage = msgspec.defstruct(
+    "FittingUsage",
+    # Seconds take a look at their digits.
+    [*((name, _within_bounds(int, QUANTITY_MAX), 0) for name in _COUNTS), ("seconds", _within_bounds(float, 0), 0.0)],
+    bases=(Usage,),
+    frozen=True,
+    omit_defaults=True,
+    gc=False,
+)
+# What `events_in` makes of nearly every text: the decoder has found all that is not in its `Kind` to fit as it is.
+FittingEvent: Any = msgspec.defstruct(
+    "FittingEvent",
+    [
+        ("id", Annotated[str, msgspec.Meta(min_length=1, max_length=_ID_MAX_CHARS)]),
+        ("started_at", Annotated[float, msgspec.Meta(ge=_EARLIEST_S, lt=_LATEST_S)]),
+        ("usage", FittingUsage, FittingUsage()),
+        ("upstream_request_id", Annotated[str, msgspec.Meta(max_length=_TEXTS["upstream_request_id"])], ""),
+        *((name, _within_bounds(int, most), 0) for name, most in _NUMBERS.items()),
+        ("proxy_ms", _within_bounds(float, _PROXY_MS_MAX), 0.0),
+    ],
+    bases=(UsageEvent,),
+    frozen=True,
+    omit_defaults=True,
+    kw_only=True,
+    gc=False,
+)
+_fitting_in = msgspec.json.Decoder(FittingEvent).decode
+_plain_in = msgspec.json.Decoder(UsageEvent).decode
+
+
+def event_in(text: bytes) -> UsageEvent | None:
+    """Return the event that a JSON text holds, None if it is none."""
+    try:
+        return _plain_in(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def events_in(texts: list[bytes]) -> list[UsageEvent | None]:
+    """Return the same of many texts, each already looked at, so that an `Intake` need not: of another type, if it fits.
+
+    What is unstorable, JSON has to escape, one character excepted: texts without a backslash and it hold nothing else.
     """
+    found = b"".join(texts)
+    if found.find(b"\\") < 0 and found.find(b"\x7f") < 0:
+        try:
+            return list(map(_fitting_in, texts))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return [_fitting_event_in(text) for text in texts]
+    return list(map(event_in, texts))
 
-    event: UsageEvent
-    kind: Kind
-    started_us: int
-    proxy_us: int
-    quantities: tuple[int, ...]
 
-
-_kind_of = operator.attrgetter(*Kind._fields)
+def _fitting_event_in(text: bytes) -> UsageEvent | None:
+    try:
+        return _fitting_in(text)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return event_in(text)
 
 
 class Intake:
-    """Takes in the events of a batch, looking at what they have in common once."""
+    """Takes in the events of a batch by their kinds, each id once, looking at what they have in common once.
+
+    `by_kind` holds them as they can be stored, only that `proxy_ms` may have more than three decimals.
+    """
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[Any, ...], Kind] = {}  # that fit as they are
+        self.by_kind: dict[tuple[Any, ...], list[UsageEvent]] = {}  # the keys are each a Kind
+        self._ids: set[str] = set()
 
-    def entry(self, event: UsageEvent) -> Entry:
-        """Return the event as it can be stored: see `storable`. Raises UnusableEventError."""
-        shared = _kind_of(event)
-        kind = self._kinds.get(shared)
-        if kind is None and _fits_by_kind(fresh := Kind(*shared)):
-            kind = self._kinds[shared] = fresh
-        counts = _counts_of(event.usage)
-        if kind is None or not _fits_by_itself(event, counts):
-            event = storable(event)
-            kind, counts = Kind(*_kind_of(event)), _counts_of(event.usage)
-        quantities = (*counts, round(event.usage.seconds * 1000))
-        return Entry(event, kind, round(event.started_at * 1e6), round(event.proxy_ms * 1000), quantities)
+    def take(self, event: UsageEvent) -> None:
+        """Take an event in, made to fit: see `storable`. Raises UnusableEventError."""
+        events = self.by_kind.get(astuple(event)[_SHARED])
+        if events is None or not (type(event) is FittingEvent or _fits_by_itself(event)):
+            event, kind = _made_to_fit(event)
+            events = self.by_kind.get(kind, [])
+            if event.id not in self._ids:
+                self.by_kind[kind] = events
+        if event.id not in self._ids:
+            self._ids.add(event.id)
+            events.append(event)
+
+
+def _made_to_fit(event: UsageEvent) -> tuple[UsageEvent, Kind]:
+    kind = Kind(*astuple(event)[_SHARED])
+    if _fits_by_kind(kind) and (type(event) is FittingEvent or _fits_by_itself(event)):
+        return event, kind
+    event = storable(event)
+    return event, Kind(*astuple(event)[_SHARED])
 
 
 class UnusableEventError(ValueError):
@@ -130,9 +194,9 @@ def _fits_by_kind(kind: Kind) -> bool:
     )
 
 
-def _fits_by_itself(event: UsageEvent, counts: tuple[int, ...]) -> bool:
-    """Return whether the rest of an event can be stored as it is: nearly always, so that none is taken apart."""
-    seconds = event.usage.seconds
+def _fits_by_itself(event: UsageEvent) -> bool:
+    """Return whether the rest of an event can be stored as it is."""
+    counts, seconds = _counts_of(event.usage), event.usage.seconds
     return (
         0 < len(event.id) <= _ID_MAX_CHARS
         and len(event.upstream_request_id) <= _TEXTS["upstream_request_id"]
@@ -143,7 +207,6 @@ def _fits_by_itself(event: UsageEvent, counts: tuple[int, ...]) -> bool:
         and 0 <= event.request_bytes <= _NUMBERS["request_bytes"]
         and 0 <= event.response_bytes <= _NUMBERS["response_bytes"]
         and 0 <= event.proxy_ms <= _PROXY_MS_MAX
-        and _is_in_thousandths(event.proxy_ms)
         and min(counts) >= 0
         and max(counts) <= QUANTITY_MAX
         and (not seconds or (0 <= seconds <= QUANTITY_MAX and _is_in_thousandths(seconds)))
@@ -163,34 +226,40 @@ def text(value: str, *, most_chars: int) -> str:
     return _UNSTORABLE.sub("�", value[:most_chars])
 
 
+def in_microseconds(milliseconds: float) -> int:
+    """Return a time of an event's as it is stored, which is rounded to three decimals first."""
+    microseconds = round(milliseconds * 1000)
+    return microseconds if microseconds / 1000 == milliseconds else round(round(milliseconds, 3) * 1000)
+
+
 def as_time(microseconds: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(microseconds=microseconds)
 
 
-class Hour(NamedTuple):
-    """An hour of a day, in UTC."""
+class Second(NamedTuple):
+    """A second of a day, in UTC: `number` is how many after the epoch, `text` all of it but its fraction."""
 
+    number: int
     day: dt.date
     hour: int
+    day_text: str
+    text: str
 
 
 class Calendar:
-    """What times are called in rows; what belongs to a second is worked out once."""
+    """What the seconds of a batch are called, each worked out once."""
 
-    def __init__(self, *, zone: str) -> None:
-        self._zone = zone  # at the end of a time
-        self._seconds: dict[int, tuple[Hour, str, str]] = {}
+    def __init__(self) -> None:
+        self._seconds: dict[int, Second] = {}
 
-    def names_of(self, microseconds: int) -> tuple[Hour, str, str]:
-        """Return the hour in which so long after the epoch is, that time as text, and its day as text."""
-        second, microsecond = divmod(microseconds, 1_000_000)
-        known = self._seconds.get(second)
+    def second(self, number: int) -> Second:
+        """Return the second that is so many after the epoch."""
+        known = self._seconds.get(number)
         if known is None:
-            at = as_time(second * 1_000_000)
-            known = Hour(at.date(), at.hour), at.strftime("%Y-%m-%d %H:%M:%S"), at.date().isoformat()
-            self._seconds[second] = known
-        hour, text, day = known
-        return hour, f"{text}.{microsecond:06}{self._zone}" if microsecond else text + self._zone, day
+            at = as_time(number * 1_000_000)
+            text = at.strftime("%Y-%m-%d %H:%M:%S")
+            known = self._seconds[number] = Second(number, at.date(), at.hour, at.date().isoformat(), text)
+        return known
 
 
 def usage_of(columns: Any) -> Usage:

@@ -17,7 +17,7 @@ from billing.events import Usage, UsageEvent
 from billing.keys import fingerprint
 from billing.models import ApiKey, Grant, UsageRecord
 from billing.rating import Rater
-from billing.recording import COLUMNS, row_of
+from billing.recording import COLUMNS, sheets
 from billing.rollups import rebuild_usage_days
 from billing.rows import Intake
 
@@ -150,10 +150,10 @@ def _kind(rng: random.Random, rater: Rater, at: dt.datetime) -> _Kind:
     )
     if model and event.usage_source != "none":
         event = msgspec.structs.replace(event, usage=_usage(rng, is_embedding="embed" in model))
-    entry, factor = Intake().entry(event), Decimal(1)
-    rating = rater.rate(event, usage=event.usage, at=at, factor=factor)
-    row = row_of(entry, rating, (str(at), str(at.date())), (None, factor, *entry.kind[2:]))
-    values = dict(zip(COLUMNS, row, strict=True))
+    intake = Intake()
+    intake.take(event)
+    (sheet,) = sheets(intake.by_kind, {}, rater)
+    values = dict.fromkeys(COLUMNS, 0) | sheet.columns(0)
     return _Kind.of(value for name, value in values.items() if name not in _VARYING)
 
 

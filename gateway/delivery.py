@@ -6,18 +6,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from billing.events import UsageEvent
+from gateway import segments
 
 logger = logging.getLogger(__name__)
 
-BATCH_EVENTS = 500
+BATCH_EVENTS = 2000
 ALARM_AFTER_S = 10.0
 _PAUSE_LEAST_S, _PAUSE_MOST_S = 0.5, 10.0
 _POISON_FAILURES = 10
 
 
 class Recorded(Protocol):
-    """What the sink says of one call."""
+    """What the sink says of one call: see `billing.services.RecordResult` and `gateway.segments.Reading`."""
 
     @property
     def recorded(self) -> int: ...
@@ -25,9 +25,14 @@ class Recorded(Protocol):
     def duplicates(self) -> int: ...
     @property
     def rejected(self) -> int: ...
+    @property
+    def corrupt(self) -> int: ...
+    @property
+    def unreadable(self) -> Sequence[bytes]: ...
 
 
-Sink = Callable[[Sequence[UsageEvent]], Recorded]
+# Takes lines of the journal as they stand there. What is in them it alone has to know.
+Sink = Callable[[bytes], Recorded]
 
 
 class Delivery:
@@ -56,33 +61,36 @@ class Delivery:
         """Whether it is time to try, again or at all."""
         return not self._failures or self._clock() >= self._retry_at
 
-    def give(self, events: Sequence[UsageEvent]) -> bool:
-        """Return whether the sink took the events; otherwise give them again later."""
+    def give(self, lines: bytes) -> Recorded | None:
+        """Return what the sink says of the lines that it took, None if it took none: give them again later."""
         if self._unanswered_since is None:
             self._unanswered_since = self._clock()
         try:
-            result = self._sink(events)
+            result = self._sink(lines)
         except Exception as exc:  # whatever it is, the events are tried again
             self._failed(exc)
-            return False
-        self._succeeded()
+            return None
+        # Lines without an event say nothing of a ledger that was away: it was not asked for them.
+        if _is_proof(result) or not self._failures:
+            self._succeeded()
         self.recorded += result.recorded
         self.duplicates += result.duplicates
         self.rejected += result.rejected
-        return True
+        return result
 
-    def refuses(self, events: Sequence[UsageEvent], *, others: Callable[[], Sequence[UsageEvent]]) -> bool:
-        """Return whether it is this one event that fails, since others are taken and it fails once more.
+    def refuses(self, line: bytes, *, others: Callable[[], bytes]) -> bool:
+        """Return whether it is the event of this one line that fails, since others are taken and it fails once more.
 
-        Asked in vain until the event has failed often: a ledger that comes back just now proves nothing.
+        Asked in vain of several lines, and until it has failed often: a ledger that comes back just now proves nothing.
         """
-        if len(events) != 1 or self._failures < _POISON_FAILURES:
+        if self._failures < _POISON_FAILURES or line.count(b"\n") != 1:
             return False
         comparison = others()
-        if not comparison or not self.give(comparison) or self.give(events):
+        if not comparison or (taken := self.give(comparison)) is None or not _is_proof(taken) or self.give(line):
             return False
         self._succeeded()
-        logger.error("the ledger refuses the usage event %s", events[0].id)
+        event = segments.decode_line(line.rstrip(b"\n"))
+        logger.error("the ledger refuses the usage event %s", event.id if event else "?")
         return True
 
     def alarm(self) -> str:
@@ -104,4 +112,9 @@ class Delivery:
         self._error = type(exc).__name__
         self._retry_at = self._clock() + min(_PAUSE_MOST_S, _PAUSE_LEAST_S * 2.0 ** min(self._failures, 10))
         self._failures += 1
-        self.batch_events = max(1, self.batch_events // 2)
+        self.batch_events = max(1, self.batch_events // 4)
+
+
+def _is_proof(result: Recorded) -> bool:
+    """Return whether the ledger itself has been at work."""
+    return bool(result.recorded or result.duplicates)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from billing.events import UsageEvent
 from gateway import segments
-from gateway.delivery import ALARM_AFTER_S, Delivery, Sink
+from gateway.delivery import ALARM_AFTER_S, BATCH_EVENTS, Delivery, Sink
 from gateway.segments import Batch, Segment
 
 logger = logging.getLogger(__name__)
@@ -374,18 +374,20 @@ class Journal:
                 with self._lock:
                     self._backlog.popleft()
                 segment.remove()
-            elif not batch.events or self._delivery.give(batch.events):
-                self._finish(segment, batch)
-            elif self._delivery.refuses(batch.events, others=partial(self._behind, segment, batch)):
-                self._set_aside(batch.lines)
-                self._finish(segment, batch)
+            elif not batch.lines:
+                self._finish(segment, batch, corrupt=batch.corrupt)
+            elif (taken := self._delivery.give(batch.lines)) is not None:
+                self._finish(segment, batch, corrupt=taken.corrupt)
+                self._set_aside(taken.unreadable)
+            elif self._delivery.refuses(batch.lines, others=partial(self._behind, segment, batch)):
+                self._set_aside([batch.lines])
+                self._finish(segment, batch, corrupt=0)
 
-    def _finish(self, segment: Segment, batch: Batch) -> None:
+    def _finish(self, segment: Segment, batch: Batch, *, corrupt: int) -> None:
         segment.offset = batch.next_offset
-        if batch.corrupt:
-            self._corrupt += batch.corrupt
-            logger.error("%s: %d damaged lines were skipped", segment.path.name, batch.corrupt)
-        self._set_aside(batch.unreadable)
+        if corrupt:
+            self._corrupt += corrupt
+            logger.error("%s: %d damaged lines were skipped", segment.path.name, corrupt)
 
     def _record_waiting(self) -> None:
         """Bring to the sink what the disk did not take."""
@@ -394,24 +396,22 @@ class Journal:
             with self._lock:
                 lines = [self._waiting.popleft() for _ in range(min(self._delivery.batch_events, len(self._waiting)))]
                 self._in_flight = lines
-            events = [segments.decode_line(line) for line in lines]
-            readable = [event for event in events if event is not None]
-            is_recorded = not readable or self._delivery.give(readable)
+            taken = self._delivery.give(b"".join(lines))
             with self._lock:
                 self._in_flight = []
-                if not is_recorded:
+                if taken is None:
                     self._keep_waiting(lines, are_older=True)
-            if is_recorded:
-                self._set_aside([line for line, event in zip(lines, events, strict=True) if event is None])
+            if taken is not None:
+                self._set_aside(taken.unreadable)
 
-    def _behind(self, segment: Segment, batch: Batch) -> list[UsageEvent]:
-        """Return one event that comes after a batch, if there is one."""
+    def _behind(self, segment: Segment, batch: Batch) -> bytes:
+        """Return a line with an event that comes after a batch, if there is one."""
         places = [(segment, batch.next_offset), *((other, other.offset) for other in list(self._backlog)[1:2])]
         for place, offset in places:
-            following = place.read(1, offset=offset)
-            if following is not None and following.events:
-                return following.events
-        return []
+            following = place.read(BATCH_EVENTS, offset=offset)
+            if following is not None and (line := segments.first_readable(following.lines)):
+                return line
+        return b""
 
     def _set_aside(self, lines: Sequence[bytes]) -> None:
         if not lines:

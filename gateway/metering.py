@@ -53,8 +53,8 @@ _DONE = b"[DONE]"
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
 _NOBODY = ("", "")
-# The name of the member `stream`, as it may be written in JSON.
-_STREAM_NAMES = (b'"stream"', b"\\u")
+# The name of the member `stream` as it stands in JSON, unless a letter of it is escaped.
+_STREAM_NAME, _ESCAPE = b'"stream"', b"\\u"
 _RUNS = "/v1/threads/{thread_id}/runs"
 _NO_USAGE = Usage()
 
@@ -292,7 +292,9 @@ class RequestMeter:
         if not isinstance(reader, SseReader) or self.is_finished:
             return False
         is_marked = (
-            _DONE in events if self.endpoint.meter in _ENDS_WITH_DONE else _LAST_EVENT.search(events) is not None
+            events.find(_DONE) >= 0
+            if self.endpoint.meter in _ENDS_WITH_DONE
+            else _LAST_EVENT.search(events) is not None
         )
         return is_marked and reader.has_ended()
 
@@ -439,7 +441,7 @@ class RequestMeter:
 
 def _may_stream(body: bytes) -> bool:
     """Return whether a JSON body may have the member `stream`; most have none, and need not be read at once."""
-    return _STREAM_NAMES[0] in body or _STREAM_NAMES[1] in body
+    return body.find(_STREAM_NAME) >= 0 or body.find(_ESCAPE) >= 0
 
 
 class SessionMeter:

@@ -72,10 +72,11 @@ def request_head(method: str, target: bytes, fields: Fields, *, length: int | No
     if length is None:
         length = _length_announced(fields)
     lines = [b"%b %b HTTP/1.1" % (verb, target), *map(b": ".join, fields), b"", b""]
-    text = b"".join(lines)  # to look through it is quicker than to count
-    if b"\n" in text or b"\r" in text or b"\0" in text:
+    # Neither counted, which looks at byte by byte, nor `in`, which for bytes raises an error and drops it again.
+    find = b"".join(lines).find
+    if find(b"\n") >= 0 or find(b"\r") >= 0 or find(b"\0") >= 0:
         raise httpx.LocalProtocolError("CR, LF or NUL inside a request's head")
-    if not target or b" " in target:
+    if not target or target.find(b" ") >= 0:
         raise httpx.LocalProtocolError("a request target is one word")
     return b"\r\n".join(lines), length
 

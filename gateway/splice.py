@@ -87,7 +87,7 @@ class UsageEventRemover:
         if self._is_within_event or not is_whole:
             return self._without_usage(piece)
         # Nearly every chunk: one event in one line.
-        if piece.startswith(b"data:") and piece.find(b"\n") == len(piece) - 2 and b"\r" not in piece:
+        if piece.startswith(b"data:") and piece.find(b"\n") == len(piece) - 2 and piece.find(b"\r") < 0:
             null = _NULL_AND_END.match(piece, at - 1)
             if null is not None:
                 return piece[: at - 1] + null[1]
@@ -115,7 +115,7 @@ class UsageEventRemover:
         if self._is_within_event:
             self._is_within_event = False
             return event
-        if _USAGE not in event:
+        if event.find(_USAGE) < 0:
             return event
         places = [place for place, line in enumerate(lines) if line.removeprefix(_BOM).startswith(b"data:")]
         data = b"\n".join(lines[place].removeprefix(_BOM)[5:].strip() for place in places)

@@ -294,7 +294,7 @@ class HTTPProtocol(HttpToolsProtocol):
             if parts is None:
                 raise BadRequestError("The request target is not a path.")
             url = parts[1]
-        if b"#" in url:
+        if url.find(b"#") >= 0:
             raise BadRequestError("A request target has no fragment.")
         path, _, query = url.partition(b"?")
         scope["http_version"] = version

@@ -8,6 +8,7 @@ the journal.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ from django.conf import settings
 from django.db import connection
 
 from billing import services
-from billing.events import UsageEvent
+from gateway import segments
 
 logger = logging.getLogger("proxysite.ledger")
 
@@ -33,15 +34,19 @@ Result = TypeVar("Result")
 _NICENESS = 10
 _LENGTH = struct.Struct("!I")
 _encode = msgspec.msgpack.Encoder().encode
-_events_in = msgspec.msgpack.Decoder(list[UsageEvent]).decode
 
 
 class Reply(msgspec.Struct):
-    """What the process says of one batch, see `RecordResult`; `failure` is "" or the name of what went wrong."""
+    """What the process says of one batch, see `RecordResult` and `gateway.segments.Reading`.
+
+    `failure` is "" or the name of what went wrong.
+    """
 
     recorded: int = 0
     duplicates: int = 0
     rejected: int = 0
+    corrupt: int = 0
+    unreadable: list[bytes] = []
     failure: str = ""
     sums: dict[str, int] = {}
 
@@ -69,14 +74,14 @@ class LedgerProcess:
         with self._lock:
             self._child = _started()
 
-    def record(self, events: Sequence[UsageEvent]) -> Reply:
-        """Record a batch; waits for it. LedgerError while the database or the process is away."""
+    def record(self, lines: bytes) -> Reply:
+        """Record lines of the journal, as they are; waits for it. LedgerError while database or process is away."""
         with self._lock:
             child = self._child
             if child is None or child.poll() is not None:
                 child = self._child = _started()
             try:
-                _write(child.stdin, _encode(list(events)))
+                _write(child.stdin, lines)
                 reply = _reply_in(_read(child.stdout))
             except (OSError, EOFError, msgspec.MsgspecError) as exc:
                 self._end()
@@ -118,7 +123,8 @@ def _started() -> subprocess.Popen[bytes]:
 def _write(pipe: IO[bytes] | None, message: bytes) -> None:
     if pipe is None:
         raise EOFError
-    pipe.write(_LENGTH.pack(len(message)) + message)
+    pipe.write(_LENGTH.pack(len(message)))
+    pipe.write(message)
     pipe.flush()
 
 
@@ -137,23 +143,33 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
+    # A batch makes tens of thousands of tuples and no cycles: not to be looked for with every few hundred of them, nor
+    # in what Django has loaded.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            _write(replies, _encode(_replied(_events_in(_read(requests)))))
+            _write(replies, _encode(_replied(_read(requests))))
 
 
-def _replied(events: list[UsageEvent]) -> Reply:
+def _replied(lines: bytes) -> Reply:
     try:
-        result = record(events)
+        return record(lines)
     except Exception as exc:  # the edge of the process: whatever it is, the journal keeps the events and tries again
         logger.warning("usage events were not recorded: %s: %s", type(exc).__name__, exc)
         return Reply(failure=type(exc).__name__)
-    return Reply(result.recorded, result.duplicates, result.rejected, sums=dict(result.sums))
 
 
-def record(events: Sequence[UsageEvent]) -> services.RecordResult:
-    """Record a batch of usage events in this process; raises while the database is away."""
-    return connected(lambda: services.record_events(events))
+def record(lines: bytes) -> Reply:
+    """Record lines of the journal in this process; raises while the database is away."""
+    reading = segments.read_lines(lines)
+    if reading.events:
+        done = connected(lambda: services.record_events(reading.events))
+    else:
+        done = services.RecordResult(0, 0, 0)
+    return Reply(
+        done.recorded, done.duplicates, done.rejected, reading.corrupt, reading.unreadable, sums=dict(done.sums)
+    )
 
 
 def connected(work: Callable[[], Result]) -> Result:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from billing.events import Usage
 from billing.fields import usd_to_units
@@ -262,7 +263,11 @@ def test_a_tariff_costs_to_the_last_unit_what_the_price_does(
         amount = cost_of(
             usage, price, factor=factor, is_batch=is_batch, service_tier=tier, requests=requests
         ).amount_usd
-        assert tariff.units_of(usage) == (None if amount is None else usd_to_units(amount))
+        units = None if amount is None else usd_to_units(amount)
+        assert tariff.units_of(usage) == units
+        text = astuple(usage)[:5]
+        if not any(astuple(usage)[5:]):
+            assert tariff.units_of_text(usage, text) == units
 
 
 def test_a_tariff_rounds_half_a_unit_up() -> None:

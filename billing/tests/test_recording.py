@@ -160,6 +160,72 @@ def test_one_odd_event_among_others_like_it_is_made_to_fit_alone() -> None:
     assert found == [("a�b", 123, -1, "unpriced"), *[("fine", 250, 1000, "priced")] * 2]
 
 
+def test_rows_of_a_kind_are_recorded_whole_however_many_they_are() -> None:
+    usages = [Usage(input_tokens=n) for n in range(87)]
+    usages += [Usage(input_tokens=n, images=1, seconds=n / 1000) for n in range(87, 110)]
+    given = [event(usage=usage, upstream_request_id=f"req_{usage.input_tokens}") for usage in usages]
+    result = record_events(given)
+    assert (result.recorded, result.sums["input_tokens"], result.sums["images"]) == (110, sum(range(110)), 23)
+    found = UsageRecord.objects.in_bulk([each.id for each in given])
+    for each in given:
+        record = found[each.id]
+        assert rows.usage_of(record) == each.usage
+        assert (record.upstream_request_id, record.duration_ms) == (each.upstream_request_id, each.duration_ms)
+    assert record_events([*given, event()]) == RecordResult(recorded=1, duplicates=110, rejected=0)
+
+
+odd_counts = st.sampled_from([0, 0, 0, 7, -1, rows.QUANTITY_MAX, rows.QUANTITY_MAX + 1])
+odd_events = st.builds(
+    event,
+    id=st.sampled_from(["a", "x" * 64, "x" * 65, "", "a\x07", "a\x7f", "é\u2028"]),
+    at=st.sampled_from([NOW, dt.datetime(2009, 12, 31, tzinfo=dt.UTC), dt.datetime(2100, 1, 1, tzinfo=dt.UTC)]),
+    model=st.sampled_from(["gpt-4o", "a\x7f", 'a"b', "m" * 200]),
+    status=st.sampled_from([200, -1, 1000]),
+    usage=st.builds(
+        Usage,
+        input_tokens=odd_counts,
+        output_tokens=odd_counts,
+        images=odd_counts,
+        seconds=st.sampled_from([0.0, 0.0, 1.5, 1 / 3, -1.0, 1e13]),
+    ),
+    upstream_request_id=st.sampled_from(["", "r" * 128, "r" * 129, "a\\", "a\x00"]),
+    first_byte_ms=st.sampled_from([0, -1, 2**31 - 1, 2**31]),
+    duration_ms=st.sampled_from([0, -1, 2**50, 2**50 + 1]),
+    request_bytes=st.sampled_from([0, -1, 2**60, 2**60 + 1]),
+    proxy_ms=st.sampled_from([0.0, 0.25, 0.0005, 1 / 3, -1.0, 1e9, 1e10]),
+)
+
+
+@given(st.lists(odd_events, min_size=1, max_size=3))
+def test_an_event_that_its_decoder_has_looked_at_is_taken_in_like_any_other(events: list[UsageEvent]) -> None:
+    texts = [msgspec.json.encode(each) for each in events]
+    taken = []
+    for given_so in (map(rows.event_in, texts), rows.events_in(texts)):
+        intake, rejected = rows.Intake(), 0
+        for each in given_so:
+            assert each is not None
+            try:
+                intake.take(each)
+            except rows.UnusableEventError:
+                rejected += 1
+        kept = {kind: [_stored(each) for each in found] for kind, found in intake.by_kind.items()}
+        taken.append((kept, rejected))
+    assert taken[0] == taken[1]
+
+
+def _stored(event: UsageEvent) -> dict[str, Any]:
+    stored: dict[str, Any] = msgspec.to_builtins(event) | {"proxy_us": rows.in_microseconds(event.proxy_ms)}
+    del stored["proxy_ms"]
+    return stored
+
+
+def test_a_plain_event_is_seen_to_fit_by_its_decoder() -> None:
+    text = msgspec.json.encode(event())
+    (seen,) = rows.events_in([text])
+    assert type(seen) is rows.FittingEvent
+    assert rows.events_in([text, b'{"id":7}', b"{"])[1:] == [None, None]
+
+
 def test_a_keys_factor_is_in_its_cost_and_in_the_record() -> None:
     ApiKey.objects.create(fingerprint=key_fingerprint("a"), price_factor=Decimal("1.5"))
     record_events([event()])

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from pytest_django import Settings
 
-from billing.events import UsageEvent
 from billing.models import UsageRecord
 from gateway import journal as journal_module
 from gateway import segments
+from gateway.delivery import BATCH_EVENTS
 from gateway.journal import Journal
-from gateway.segments import Segment, encode_line
+from gateway.segments import Segment, encode_line, read_lines
 from gateway.tests.live import ROOT
 from gateway.tests.test_delivery import Clock, Outcome
 from gateway.tests.test_segments import usage_event
@@ -55,7 +55,9 @@ class Ledger:
         self.attempts = 0
         self._changed = threading.Condition()
 
-    def __call__(self, events: Sequence[UsageEvent]) -> Outcome:
+    def __call__(self, lines: bytes) -> Outcome:
+        reading = read_lines(lines)
+        events = reading.events
         with self._changed:
             self.attempts += 1
             self._changed.notify_all()
@@ -69,7 +71,7 @@ class Ledger:
             self.batches.append(len(events))
             if self.error_after is not None:
                 raise self.error_after
-            return Outcome(len(new), len(events) - len(new))
+            return Outcome.of(reading, recorded=len(new))
 
     def wait_for(self, is_so: Callable[[], bool]) -> bool:
         with self._changed:
@@ -80,7 +82,7 @@ class Killed(BaseException):
     """The end of a process in the middle of a flush."""
 
 
-def new_journal(directory: Path, ledger: Callable[[Sequence[UsageEvent]], Any], **options: Any) -> Journal:
+def new_journal(directory: Path, ledger: Callable[[bytes], Any], **options: Any) -> Journal:
     options = {"flush_interval_s": 0.05, "max_bytes": 64 * MIB, **options}
     return Journal(directory, sink=ledger, **options)
 
@@ -169,10 +171,10 @@ def test_an_event_after_the_end_is_written_down_for_the_next_process(tmp_path: P
 def test_closing_does_not_wait_for_a_ledger_that_hangs(tmp_path: Path, ledger: Ledger) -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def hang(events: Sequence[UsageEvent]) -> Outcome:
+    def hang(lines: bytes) -> Outcome:
         entered.set()
         release.wait(PATIENCE_S)
-        return ledger(events)
+        return ledger(lines)
 
     journal = new_journal(tmp_path, hang)
     journal.start()
@@ -199,7 +201,7 @@ def test_appending_while_flushing_loses_and_doubles_nothing(tmp_path: Path, ledg
     journal.close(timeout_s=PATIENCE_S)
     assert sorted(ledger.ids) == ids(range(15000))
     assert sum(ledger.batches) == 15000
-    assert max(ledger.batches) <= 500
+    assert max(ledger.batches) <= BATCH_EVENTS
     assert journal.status().recorded == 15000
 
 
@@ -293,9 +295,10 @@ def test_several_adopters_at_once_record_each_event_once(tmp_path: Path) -> None
     seen: list[str] = []
     start = threading.Barrier(4)
 
-    def sink(events: Sequence[UsageEvent]) -> Outcome:
-        seen.extend(event.id for event in events)
-        return Outcome(len(events))
+    def sink(lines: bytes) -> Outcome:
+        reading = read_lines(lines)
+        seen.extend(event.id for event in reading.events)
+        return Outcome.of(reading, recorded=len(reading.events))
 
     def adopt() -> None:
         journal = new_journal(tmp_path, sink)
@@ -317,7 +320,7 @@ def test_a_process_killed_in_the_middle_of_a_flush_leaves_each_event_once(
 ) -> None:
     journal = new_journal(tmp_path, ledger)
     journal.flush()
-    for number in range(1200):
+    for number in range(2 * BATCH_EVENTS):
         journal.append(usage_event(number))
     setattr(ledger, "error_after" if has_recorded else "error", Killed())
     with pytest.raises(Killed):
@@ -326,8 +329,8 @@ def test_a_process_killed_in_the_middle_of_a_flush_leaves_each_event_once(
     ledger.error = ledger.error_after = None
     heir = new_journal(tmp_path, ledger)
     heir.flush()
-    assert sorted(ledger.ids) == ids(range(1200))
-    assert heir.status().duplicates == (500 if has_recorded else 0)
+    assert sorted(ledger.ids) == ids(range(2 * BATCH_EVENTS))
+    assert heir.status().duplicates == (BATCH_EVENTS if has_recorded else 0)
 
 
 def test_a_replay_adds_nothing_twice(tmp_path: Path, ledger: Ledger) -> None:
@@ -426,7 +429,7 @@ def test_a_ledger_that_was_away_gets_everything_in_order_and_in_batches(
     journal.flush()  # what had been closed
     journal.flush()  # what was being written to
     assert ledger.ids == ids(range(12000))
-    assert max(ledger.batches) <= 500
+    assert max(ledger.batches) <= BATCH_EVENTS
     assert journal.status().alarm == ""
     assert "works again" in caplog.text
 

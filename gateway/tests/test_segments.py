@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from billing.events import Usage, UsageEvent
 from gateway import segments
-from gateway.segments import Segment, TakenError, decode_line, encode_line, is_whole
+from gateway.segments import Segment, TakenError, decode_line, encode_line, is_whole, read_lines
 
 
 def usage_event(number: int, **fields: object) -> UsageEvent:
@@ -25,13 +25,21 @@ def usage_event(number: int, **fields: object) -> UsageEvent:
     return UsageEvent(id=f"{number:032x}", **values)  # type: ignore[arg-type]
 
 
+def plain(event: UsageEvent) -> UsageEvent:
+    """Return an equal one of the type itself."""
+    again = decode_line(encode_line(event)[:-1])
+    assert again is not None
+    return again
+
+
 def read_all(segment: Segment, most_events: int = 500) -> tuple[list[UsageEvent], int]:
     events, corrupt, offset = [], 0, 0
     while (batch := segment.read(most_events, offset=offset)) is not None:
-        assert len(batch.events) <= most_events
+        assert batch.lines.count(b"\n") <= most_events
         assert batch.next_offset > offset
-        events += batch.events
-        corrupt += batch.corrupt + len(batch.unreadable)
+        reading = read_lines(batch.lines)
+        events += map(plain, reading.events)
+        corrupt += batch.corrupt + reading.corrupt + len(reading.unreadable)
         offset = batch.next_offset
     return events, corrupt
 
@@ -106,6 +114,23 @@ def test_garbage_without_a_line_in_it_ends(tmp_path: Path) -> None:
     assert events == [usage_event(1)]
     assert corrupt >= 1
     segment.close()
+
+
+def test_lines_of_other_versions_are_told_from_damaged_ones() -> None:
+    good, other = encode_line(usage_event(1)), encode_line(usage_event(2, outcome="eaten_by_a_dog"))
+    short = encode_line(usage_event(3))[:5] + b"\n"
+    shifted = b"0" + encode_line(usage_event(4))
+    reading = read_lines(good + other + short + shifted + b"\n" + good)
+    assert list(map(plain, reading.events)) == [usage_event(1)] * 2
+    assert reading.unreadable == [other]
+    assert reading.corrupt == 3
+
+
+def test_the_first_line_with_an_event_is_found_behind_others() -> None:
+    other = encode_line(usage_event(2, outcome="eaten_by_a_dog"))
+    lines = [b"damaged\n", other, encode_line(usage_event(1)), encode_line(usage_event(3))]
+    assert segments.first_readable(b"".join(lines)) == lines[2]
+    assert segments.first_readable(b"".join(lines[:2])) == b""
 
 
 def test_files_are_for_their_owner_only(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class SseReader:
             self._last = events
         if self._usage is None:
             self._sampler.add(events)
-        if self._events_for_facts or self._marker in events:
+        # Not `in`, which for bytes raises an error and drops it again: as slow as all else that is done here.
+        if self._events_for_facts or events.find(self._marker) >= 0:
             self._read(events)
 
     def has_ended(self) -> bool:
@@ -139,7 +140,7 @@ class SseReader:
         for data in _data_of(events):
             if data == _DONE:
                 self._is_complete = True
-            elif self._events_for_facts or self._marker in data:
+            elif self._events_for_facts or data.find(self._marker) >= 0:
                 self._events_for_facts = max(self._events_for_facts - 1, 0)
                 self._take(_reply_in(data))
 
@@ -195,7 +196,7 @@ class _LongEvent:
 
 def _data_of(events: bytes) -> Iterator[bytes]:
     """Yield the data of each event; the last may lack its empty line."""
-    if events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2 and b"\r" not in events:
+    if events.startswith(b"data: ") and events.find(b"\n") == len(events) - 2 and events.find(b"\r") < 0:
         yield events[6:-2]
         return
     lines: list[bytes] = []
