@@ -24,6 +24,10 @@ class _Coding(Protocol):
     def decode(self, data: bytes) -> bytes:
         """Return at most about `_STEP_BYTES` decoded from `data`, and b"" once nothing is left of it."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether what was read so far is whole by its own account."""
+
 
 class Decoder:
     """Undoes one Content-Encoding. Gives up, for good, at `gave_up`: a coding that is unknown or combined with
@@ -52,6 +56,11 @@ class Decoder:
                 self._give_up()
             yield part
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the body must not end here. One without any bytes may: there is nothing in it to be cut."""
+        return self._coding is not None and self._input_bytes > 0 and not self._coding.has_ended
+
     def _decoded(self, chunk: bytes) -> bytes:
         if self._coding is None:
             return b""
@@ -73,7 +82,8 @@ class Decoder:
 async def unpacked(chunks: AsyncIterable[bytes], decoder: Decoder) -> AsyncIterator[bytes]:
     """Yield what a stream of chunks decodes to, and let others have their turn within a chunk that holds a lot.
 
-    Raises UpstreamProtocolError where the decoder gives up.
+    Raises UpstreamProtocolError where the decoder gives up, and where the stream ends before its coding does: an
+    upstream whose body ends with its connection can cut it in no other way that shows.
     """
     async for chunk in chunks:
         for part in decoder.parts(chunk):
@@ -82,9 +92,13 @@ async def unpacked(chunks: AsyncIterable[bytes], decoder: Decoder) -> AsyncItera
                 await asyncio.sleep(0)
         if decoder.gave_up:
             raise UpstreamProtocolError("The upstream's compressed answer cannot be read.")
+    if decoder.is_cut:
+        raise UpstreamProtocolError("The upstream's compressed answer broke off.")
 
 
 class _Identity:
+    has_ended = True
+
     def decode(self, data: bytes) -> bytes:
         return data
 
@@ -97,6 +111,10 @@ class _Zlib:
         self._member = zlib.decompressobj(wbits)
         self._rest = b""
         self._is_full = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self._member.eof
 
     def decode(self, data: bytes) -> bytes:
         data = self._rest + data
@@ -128,6 +146,10 @@ class _Deflate:
         self._begun = b""
         self._coding: _Zlib | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        return self._coding is not None and self._coding.has_ended
+
     def decode(self, data: bytes) -> bytes:
         if self._coding is None:
             data = self._begun + data
@@ -144,6 +166,11 @@ class _Brotli:
     def __init__(self) -> None:
         self._decompressor = _brotli.Decompressor()
 
+    @property
+    def has_ended(self) -> bool:
+        ended: bool = self._decompressor.is_finished()
+        return ended
+
     def decode(self, data: bytes) -> bytes:
         out: bytes = self._decompressor.process(data, output_buffer_limit=_STEP_BYTES)
         return out
@@ -154,6 +181,11 @@ class _Zstd:
 
     def __init__(self) -> None:
         self._frame = self._new_frame()
+
+    @property
+    def has_ended(self) -> bool:
+        ended: bool = self._frame.eof
+        return ended
 
     def decode(self, data: bytes) -> bytes:
         while data or not self._frame.needs_input:

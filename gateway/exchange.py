@@ -156,6 +156,8 @@ class Exchange:
             message = await self._beginning(message)
         if message["more_body"]:
             return _Upload(self._rest_of_body(message))
+        if len(message["body"]) > self._limits.max_body_bytes:
+            raise self._too_large()
         self._meter.take_part(message["body"])
         return message["body"]  # type: ignore[no-any-return]
 
@@ -249,6 +251,8 @@ class Exchange:
             if has_body and answer.body_bytes > 0:
                 # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
                 headers = wire.without_length(headers)
+        if answer.content_type[:17].lower() == b"text/event-stream":
+            # A compressed one, too, which is no event stream here: a proxy in front must not hold it back.
             headers.append((b"x-accel-buffering", b"no"))
         headers.append((b"server-timing", self._server_timing()))
         request_id = meter.request_id.encode()
@@ -276,7 +280,7 @@ class Exchange:
         else:
             await self._pass_chunks(answer.body_bytes)
         if answer.has_trailers:
-            trailers = getattr(self._stream, "trailers", [])
+            trailers = wire.trailers_to_client(getattr(self._stream, "trailers", []))
             await self._send({"type": "http.response.trailers", "headers": trailers})
         await self._stream.aclose()
 

@@ -264,6 +264,11 @@ def to_client(headers: RawHeaders) -> ToClient:
     )
 
 
+def trailers_to_client(trailers: RawHeaders) -> RawHeaders:
+    """Return what reaches the client of an upstream's trailers: no framing, and nothing that a head may not say."""
+    return [pair for pair in trailers if _role_to_client(pair[0].lower()) == _PASSES]
+
+
 def without_length(headers: RawHeaders) -> RawHeaders:
     return [pair for pair in headers if pair[0].lower() != b"content-length"]
 
@@ -276,7 +281,6 @@ def preflight(request_headers: RawHeaders) -> RawHeaders:
         (b"access-control-allow-methods", asked.get(b"access-control-request-method", b"*")),
         (b"access-control-max-age", b"86400"),
         (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
-        (b"content-length", b"0"),
     ]
     if b"access-control-request-headers" in asked:
         allowed.append((b"access-control-allow-headers", asked[b"access-control-request-headers"]))

@@ -156,7 +156,9 @@ class HTTPProtocol(HttpToolsProtocol):
     def _upgrade(self, rest: bytes) -> None:
         if self._refused:
             return
-        if self._should_upgrade() and self.scope["method"] == "GET":
+        version = self.parser.get_http_version()
+        # Of HTTP/1.0 an upgrade is to be ignored (RFC 9110 §7.8).
+        if version == "1.1" and self._should_upgrade() and self.scope["method"] == "GET":
             if self.cycle is not None and not self.cycle.response_complete:
                 self.refuse(BadRequestError("A WebSocket handshake cannot follow an unanswered request."))
                 return
@@ -166,9 +168,9 @@ class HTTPProtocol(HttpToolsProtocol):
                 self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
             return
         # An upgrade that is not taken (h2c, from clients that always offer it) is an ordinary request.
-        kept = [(n, v) for n, v in self.headers if n not in (b"upgrade", b"http2-settings", b"connection")]
-        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
-        head += [b"%b: %b\r\n" % pair for pair in kept]
+        head = [_STAND_IN_METHOD, b" ", self.url, b" HTTP/%b\r\n" % version.encode()]
+        head += [b"%b: %b\r\n" % pair for pair in _without_upgrade(self.headers)]
+        self._method = self.scope["method"].encode("ascii")
         self.parser = httptools.HttpRequestParser(self)
         self._feed(b"".join(head) + b"\r\n" + rest)
 
@@ -261,13 +263,13 @@ class HTTPProtocol(HttpToolsProtocol):
             "method": method.decode("ascii"),
         }
         self.scope = scope  # type: ignore[assignment]
-        if self.parser.should_upgrade():
-            return  # llhttp raises HttpParserUpgrade next
         try:
             self._describe(scope)
         except BadRequestError as error:
             self.refuse(error)
             return
+        if self.parser.should_upgrade():
+            return  # llhttp raises HttpParserUpgrade next
         self._deadline = math.inf
         self._start_exchange()
 
@@ -283,7 +285,8 @@ class HTTPProtocol(HttpToolsProtocol):
             codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
             if codings != [b"chunked"] or version == "1.0":
                 raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
-        if b"expect" in at:
+        if b"expect" in at and version == "1.1":
+            # RFC 9110 §10.1.1: of HTTP/1.0 it is ignored, whose clients know no interim answers.
             self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in headers]
         if plan.hosts != 1 and version == "1.1":
             raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
@@ -361,3 +364,16 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_bytes = 0
             idle_s = _DRAIN_SECONDS if self.draining else settings.KEEPALIVE_SECONDS
             self._deadline = self.loop.time() + idle_s
+
+
+def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a request's fields as if it had not offered to upgrade; what else `Connection` says stays."""
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            options = [option for option in value.split(b",") if option.strip().lower() != b"upgrade"]
+            if options:
+                kept.append((name, b",".join(options)))
+        elif name != b"upgrade":
+            kept.append((name, value))
+    return kept

@@ -1,8 +1,8 @@
 """The server's side of a WebSocket: uvicorn's protocol, without what a proxy cannot have.
 
 uvicorn logs paths with their query strings, resets connections on which the client is still sending, answers
-every ping however full its buffer, takes a client that is held up for a dead one, and is silent where a
-handshake breaks websockets' limits.
+every ping however full its buffer, takes a client that is held up for a dead one, refuses a handshake in plain
+text, and is silent where one breaks websockets' limits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
+from websockets import http11
+from websockets.exceptions import HeaderLineTooLong, InvalidHandshake, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame
+from websockets.http11 import Request
 from websockets.protocol import OPEN
 
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, ShuttingDownError, error_body
@@ -37,6 +39,9 @@ _PIECE_BYTES = 512
 _LONG_PIECE_BYTES = 64 * 1024
 _FRAMES_IN_A_TURN = 256
 _MESSAGES_IN_A_TURN = 64
+# A head comes here within the bounds of `http_protocol`: what is allowed there shall not be too much here.
+http11.MAX_LINE_LENGTH = max(http11.MAX_LINE_LENGTH, settings.MAX_HEADER_BYTES)
+http11.MAX_NUM_HEADERS = max(http11.MAX_NUM_HEADERS, 256)
 _TOO_LARGE = (RequestLineTooLong, HeaderLineTooLong, TooManyHeaders)
 
 
@@ -153,6 +158,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._part()
         elif self.conn.handshake_exc is not None and not self.handshake_initiated:
             self._refuse(_refusal_of(self.conn.handshake_exc))
+
+    def handle_connect(self, event: Request) -> None:
+        try:
+            self.conn.process_request(event)  # uvicorn's own refusal is no error of OpenAI's form
+        except InvalidHandshake as exc:
+            self._refuse(_refusal_of(exc))
+            return
+        super().handle_connect(event)
 
     def handle_text(self, event: Frame) -> None:
         self._take(event)
@@ -276,6 +289,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         ]
         if error.retry_after_s is not None:
             lines.append(f"retry-after: {error.retry_after_s}")
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in error.headers]
         self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
         self.transport.close()
 
@@ -313,4 +327,6 @@ _turns = _Turns()
 def _refusal_of(exc: Exception) -> GatewayError:
     if isinstance(exc, _TOO_LARGE) or isinstance(exc.__cause__, _TOO_LARGE):
         return HeadersTooLargeError("The handshake's request line or a header field is too long.")
-    return BadRequestError("This is not a valid WebSocket handshake.")
+    error = BadRequestError("This is not a valid WebSocket handshake.")
+    error.headers.append((b"sec-websocket-version", b"13"))  # RFC 6455 §4.4
+    return error

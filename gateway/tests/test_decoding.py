@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.decoding import READABLE_CODINGS, Decoder, unpacked
+from gateway.errors import UpstreamProtocolError
 
 TEXT = ('{"id":"chatcmpl-1","choices":[{"message":{"content":"' + "好 day 😀 " * 400 + '"}}]}').encode()
 
@@ -138,6 +139,31 @@ def test_what_came_before_broken_data_is_kept() -> None:
     out = decoder.feed(data) + decoder.feed(b"no member of gzip")
     assert out == b"kept" * 1000
     assert decoder.gave_up
+
+
+async def in_parts(data: bytes, cut_every: int = 7) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), cut_every):
+        yield data[at : at + cut_every]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_stream_that_ends_whole_is_unpacked_whole(coding: bytes) -> None:
+    data = CODINGS[coding](TEXT)
+    assert b"".join([part async for part in unpacked(in_parts(data), Decoder(coding))]) == TEXT
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_stream_without_a_byte_is_whole_in_any_coding(coding: bytes) -> None:
+    assert [part async for part in unpacked(in_parts(b""), Decoder(coding))] == []
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate", b"Deflate", b"br", b"zstd"])
+@pytest.mark.parametrize("missing_bytes", [1, 40])
+async def test_a_stream_that_ends_before_its_coding_does_has_failed(coding: bytes, missing_bytes: int) -> None:
+    data = CODINGS[coding](TEXT)[:-missing_bytes]
+    with pytest.raises(UpstreamProtocolError):
+        async for _ in unpacked(in_parts(data), Decoder(coding)):
+            pass
 
 
 async def test_others_have_their_turn_while_much_is_unpacked() -> None:

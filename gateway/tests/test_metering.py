@@ -180,6 +180,29 @@ def test_a_compressed_stream_that_was_spliced_arrives_unpacked(
     assert ledger.new()[0][4:8] == ("upstream", 60, 40, 30)
 
 
+def test_a_compressed_stream_that_was_spliced_and_breaks_off_looks_cut(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    event = b"data: " + json.dumps(chunk("Hi")).encode() + b"\n\n"
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        packer = zlib.compressobj(wbits=31)
+        packed = packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH)
+        # Without a length and not in chunks: what ends with the connection has no framing that shows a cut.
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n\r\n"
+        await exchange.send(head + packed)
+        await exchange.close()
+
+    upstream.script = script
+    with RawClient(metered) as client:
+        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+        answer = client.answer()
+    assert answer.end == "closed"
+    assert answer.body.startswith(event + b"event: error\ndata: ")
+    assert ledger.new()[0][2:5] == (200, "upstream_error", "estimated")
+
+
 @pytest.mark.parametrize(
     "body", [b'{"stream": true', b"\xff\xfe", b'{"stream": true, "stream_options": null}', b"[]", b'{"stream": "true"}']
 )

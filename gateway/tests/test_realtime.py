@@ -261,8 +261,8 @@ async def test_a_path_that_is_not_v1_is_refused(
 @pytest.mark.parametrize(
     ("header", "status", "code"),
     [
-        ("X-Long: " + "x" * 10_000, 431, "headers_too_large"),
-        ("\r\n".join(f"X-{number}: 1" for number in range(200)), 431, "headers_too_large"),
+        ("X-Long: " + "x" * 70_000, 431, "headers_too_large"),
+        ("\r\n".join(f"X-{number}: 1" for number in range(300)), 431, "headers_too_large"),
         ("Content-Length: 5", 400, "bad_request"),
         ("Transfer-Encoding: chunked", 400, "bad_request"),
     ],
@@ -274,6 +274,43 @@ async def test_a_handshake_that_breaks_a_limit_gets_an_answer(
         answer = client.answer()
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (status, code)
     assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Sec-WebSocket-Version: 8", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",),
+        ("Sec-WebSocket-Version: 13",),
+        ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: short"),
+    ],
+)
+async def test_a_handshake_that_is_none_gets_an_error_in_openais_form(
+    proxy: LiveProxy, upstream: RealtimeUpstream, headers: tuple[str, ...]
+) -> None:
+    with RawClient(proxy) as client:
+        client.request("GET", "/v1/realtime", "Connection: Upgrade", "Upgrade: websocket", *headers)
+        answer = client.answer()
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "bad_request")
+    assert answer.value("sec-websocket-version") == "13"
+    assert answer.value("access-control-allow-origin") == "*"
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Long: " + "x" * 30_000, "\r\n".join(f"X-{number}: 1" for number in range(200))], ids=["long", "many"]
+)
+async def test_a_handshake_may_be_as_long_as_any_request(
+    bare_proxy: LiveProxy, wire: FakeUpstream, header: str
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(b"{}", status="401 Unauthorized")
+
+    wire.script = script
+    target = "/v1/realtime?q=" + "q" * 10_000
+    with RawSocket(bare_proxy, target, header) as client:
+        assert client.answer().status == 401
+    assert wire.requests[0].target == target
 
 
 async def test_what_a_client_sends_before_the_answer_is_not_lost(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:

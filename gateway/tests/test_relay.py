@@ -187,6 +187,44 @@ def test_an_upgrade_that_is_not_taken_is_an_ordinary_request(proxy: LiveProxy, u
     assert upstream.requests[0].value("upgrade") is None
 
 
+def test_an_upgrade_that_is_not_taken_changes_nothing_else(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upgrade = ("Connection: close, Upgrade, X-Hop", "Upgrade: h2c", "X-Hop: 1")
+    with RawClient(own_proxy) as client:
+        client.request("FROB", "/v1/files", *upgrade, body=b"{}")
+        answer = client.answer()
+        assert answer.value("connection") == "close"
+        assert client.read_to_end() == b""
+    assert upstream.requests[0].method == "FROB"
+    assert upstream.requests[0].value("x-hop") is None
+
+
+def test_http_1_0_knows_neither_upgrades_nor_interim_answers(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.chunk(b"data: 1\n\n")
+        await exchange.end_stream()
+
+    upstream.script = script
+    fields = b"Connection: Upgrade\r\nUpgrade: %b\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+    for protocol in (b"h2c", b"websocket"):
+        with RawClient(own_proxy) as client:
+            client.send(b"POST /v1/files HTTP/1.0\r\n" + fields % protocol + b"\r\n{}")
+            head = client.read_until(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert client.read_to_end() == b"data: 1\n\n"
+
+
+def test_a_websocket_handshake_is_held_to_the_rules_of_requests(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    fields += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    for hosts in ("", "Host: a\r\nHost: b\r\n"):
+        with RawClient(own_proxy) as client:
+            client.send(f"GET /v1/realtime HTTP/1.1\r\n{hosts}{fields}\r\n".encode())
+            assert client.answer().status == 400
+    assert not upstream.requests
+
+
 # What comes back
 
 
@@ -255,6 +293,7 @@ def test_a_preflight_is_answered_here(proxy: LiveProxy, upstream: FakeUpstream) 
         },
     )
     assert answer.status_code == 204
+    assert "content-length" not in answer.headers  # RFC 9110 §8.6
     assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["access-control-allow-headers"] == "authorization,x-stainless-lang,openai-beta"
     assert not upstream.requests
@@ -313,6 +352,29 @@ def test_trailers_do_not_disturb_the_answer(proxy: LiveProxy, upstream: FakeUpst
             client.get()
             answer = client.answer()
             assert (answer.body, answer.end) == (b"ok", "whole")
+
+
+def test_trailers_say_nothing_that_a_head_may_not(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = plays(  # type: ignore[assignment]
+        b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+        b"X-Sum: 9\r\nSet-Cookie: a=b\r\nKeep-Alive: 1\r\n\r\n"
+    )
+    with RawClient(own_proxy) as client:
+        client.get()
+        client.read_until(b"\r\n\r\n")
+        assert client.read_until(b"\r\n\r\n") == b"2\r\nok\r\n0\r\nX-Sum: 9\r\n\r\n"
+
+
+def test_a_compressed_event_stream_is_not_to_be_held_back_either(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    packed = gzip.compress(b"data: 1\n\n")
+    upstream.script = plays(  # type: ignore[assignment]
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(packed), packed)
+    )
+    with RawClient(own_proxy) as client:
+        client.get("/v1/responses/x?stream=true")
+        answer = client.answer()
+    assert (answer.value("x-accel-buffering"), answer.body) == ("no", packed)
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])

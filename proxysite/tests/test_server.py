@@ -212,6 +212,14 @@ def test_a_body_beyond_the_bound_is_refused(strict_proxy: LiveProxy, upstream: F
     assert not any(request.complete for request in upstream.requests)
 
 
+def test_a_body_of_one_chunk_beyond_the_bound_is_refused(strict_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    with RawClient(strict_proxy) as client:
+        head = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.send(head + b"2711\r\n" + b"x" * 10_001 + b"\r\n0\r\n\r\n")
+        assert client.answer().status == 413
+    assert not upstream.requests
+
+
 def test_a_body_at_the_bound_passes(strict_proxy: LiveProxy, upstream: FakeUpstream) -> None:
     assert strict_proxy.post("/v1/files", content=b"x" * 10_000).status_code == 200
 
