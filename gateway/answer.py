@@ -46,6 +46,8 @@ class Answer(httpx.AsyncByteStream):
     _waiter: asyncio.Future[None] | None = None
     # Takes a piece in the turn in which it arrives, and says whether it has; asked only while the reader waits for it.
     on_piece: Callable[[bytes], bool] | None = None
+    # Called once, in the turn in which the answer has come to its end, if nobody has had its head yet.
+    on_end: Callable[[], None] | None = None
 
     def __init__(self, line: Line, *, bodyless: bool, read_timeout_s: float | None) -> None:
         self.bodyless = bodyless
@@ -60,6 +62,7 @@ class Answer(httpx.AsyncByteStream):
             if self._error is not None:
                 self._raise(self._error)
             await self._wait()
+        self.on_end = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -131,6 +134,9 @@ class Answer(httpx.AsyncByteStream):
         if self._paused:
             self._paused = False
             self._line.resume_reading()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None and error is None:
+            on_end()
 
     def nudge(self) -> None:
         """Let the reader have an empty piece: it has something to do."""

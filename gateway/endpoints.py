@@ -122,6 +122,10 @@ _EXACT = {
 }
 
 
+# Paths that are some route of OpenAI's as they stand.
+ROUTE_PATHS = frozenset(path for _, path in _EXACT)
+
+
 def endpoint_of(method: str, path: bytes) -> Endpoint:
     """Return the endpoint of a request; a WebSocket handshake is a GET.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
@@ -32,6 +32,8 @@ from gateway.errors import (
 from gateway.metering import MOST_BODY_BYTES, RequestMeter
 from gateway.outgoing import OutgoingRequest
 from gateway.sse import EventAligner
+from gateway.transport import Call, PooledTransport
+from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
     from gateway.relay import Relay
@@ -52,12 +54,22 @@ class Exchange:
     """One request and its answer; `run` returns when the answer has been sent, or cannot be.
 
     `deadline` is a time of the loop's clock. Three things may end it early, each by cancelling the task that
-    runs it: the client leaves, somebody is silent for too long, the server stops.
+    runs it: the client leaves, somebody is silent for too long, the server stops. What need not be waited for is done
+    by `begin`, before there is a task: most requests go upstream in the turn in which they came.
     """
 
     # Defaults of the class, not of each exchange: most come to their end as they are.
+    _task: asyncio.Task[Any] | None = None
+    _outgoing: OutgoingRequest | None = None
+    _call: Call | None = None
     _cancelled_for: GatewayError | ClientLeftError | None = None
+    _failed_to_begin: Exception | None = None
     _stream: Any = None
+    _answer: wire.ToClient | None = None
+    _has_body = True
+    _whole: bytes | None = None
+    _counting: Awaitable[None] | None = None
+    _failed_in_turn: Exception | None = None
     _aligner: EventAligner | None = None
     _decoder: Decoder | None = None
     _left_events = b""  # metered already, and yet to be sent
@@ -69,10 +81,6 @@ class Exchange:
 
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = relay.loop or relay.find_loop()
-        # Told the loop, Python need not look for it: before 3.12 that is a system call.
-        task = asyncio.current_task(self._loop)
-        assert task is not None  # noqa: S101 - an ASGI application always runs in a task
-        self._task = task
         self._relay = relay
         self._limits = relay.limits
         self._scope = scope
@@ -82,21 +90,63 @@ class Exchange:
         self._meter = relay.metering.begin(scope)
         self.deadline = self._loop.time() + self._limits.silence_timeout_s
 
+    def begin(self) -> None:
+        """Do what can be done without waiting; `run` is to be awaited in any case. Never raises."""
+        relay = self._relay
+        if self._shortcuts is None or relay.limiter is not None:
+            return
+        try:
+            self._meter.check_not_blocked()
+            request = wire.to_upstream(self._scope["headers"], host=relay.host, plan=self._scope.get("plan"))
+            body = self._arrived_body(request) if request.body_bytes != 0 else b""
+            if body is None:
+                return
+            self._outgoing = outgoing = self._outgoing_of(request, body)
+            transport = relay.upstream_for(self._meter)
+            self._meter.asked_s = time.perf_counter()
+            if isinstance(transport, PooledTransport):
+                self._call = call = transport.begin(outgoing)
+                if call.connection is not None:
+                    call.answer.on_end = self._answer_in_turn
+        except Exception as exc:  # whatever it is, the task tells the client
+            self._failed_to_begin = exc
+
     async def run(self) -> None:
+        # Told the loop, Python need not look for it: before 3.12 that is a system call.
+        self._task = asyncio.current_task(self._loop)
+        current_request_id.set(self._meter.request_id)
         exchanges = self._relay.exchanges
         exchanges.add(self)
         try:
+            reason, self._failed_to_begin = self._failed_to_begin or self._cancelled_for, None
+            if reason is not None:
+                raise reason
             response = await self._ask_upstream()
             await self._pass_on(response)
             self._ended = True
         except BaseException as exc:
             await self._fail(exc)
         finally:
+            self._meter.settle()
             exchanges.discard(self)
 
     # The way up
 
     async def _ask_upstream(self) -> httpx.Response:
+        relay = self._relay
+        outgoing = self._outgoing
+        if outgoing is None:
+            outgoing = await self._received_request()
+        transport = relay.upstream_for(self._meter)
+        if self._call is not None and isinstance(transport, PooledTransport):
+            response = await transport.complete(self._call)
+        else:
+            response = await transport.handle_async_request(outgoing)
+        self._stream = response.stream
+        return response
+
+    async def _received_request(self) -> OutgoingRequest:
+        """Return what is to go upstream, once enough of it is there and it is admitted."""
         scope, relay, meter = self._scope, self._relay, self._meter
         meter.check_not_blocked()
         limiter = relay.limiter
@@ -107,29 +157,32 @@ class Exchange:
         if request.body_bytes != 0:
             arrived = self._arrived_body(request)
             body = await self._body(request) if arrived is None else arrived
+        outgoing = self._outgoing_of(request, body)
+        if limiter is not None:
+            await limiter.admit(meter, scope)
+        meter.asked_s = time.perf_counter()
+        return outgoing
+
+    def _outgoing_of(self, request: wire.ToUpstream, body: bytes | httpx.AsyncByteStream) -> OutgoingRequest:
+        """Return the request to send, with its body or what there is of it; from here on the upstream is waited for."""
+        relay, meter = self._relay, self._meter
         length = request.body_bytes
         if isinstance(body, bytes):
             self._watch_for_disconnect()
             if meter.is_spliced and length > 0:
                 length = len(body)
                 _declare_length(request.headers, length)
-        if limiter is not None:
-            await limiter.admit(meter, scope)
-        outgoing = OutgoingRequest(
-            scope["method"],
+        self._wait_for_upstream(self._limits.first_byte_timeout_s)
+        return OutgoingRequest(
+            self._scope["method"],
             relay.url,
             fields=request.headers,
             length=length,
             body=body,
-            target=relay.base_path + scope["target"],
+            target=relay.base_path + self._scope["target"],
             timeout=relay.timeouts,
             on_sent=meter.look,
         )
-        meter.asked_s = time.perf_counter()
-        self._wait_for_upstream(self._limits.first_byte_timeout_s)
-        response = await relay.upstream_for(meter).handle_async_request(outgoing)
-        self._stream = response.stream
-        return response
 
     def _arrived_body(self, request: wire.ToUpstream) -> bytes | None:
         """Return the body to send where all of it is here already and nothing has to be waited for, else None."""
@@ -234,23 +287,53 @@ class Exchange:
 
     # The way back
 
+    def _answer_in_turn(self) -> None:
+        """Respond in the turn in which the whole answer came. What has to be waited for is left to the task."""
+        call = self._call
+        if call is None or call.answer.status > 599:
+            return
+        self._stream = call.answer
+        try:
+            self._take_head(call.answer.status, call.answer.fields)
+            if self._take_whole() and self._counting is None:
+                self._respond()
+        except Exception as exc:  # whatever it is, the task tells the client
+            self._failed_in_turn = exc
+
     async def _pass_on(self, response: httpx.Response) -> None:
-        if not 200 <= response.status_code <= 599:
-            raise UpstreamProtocolError(f"The upstream answered with status {response.status_code}.")
-        # Our own transport's fields as they are; any other's from httpx's object.
-        fields = response.extensions.get("raw_headers")
-        answer = wire.to_client(response.headers.raw if fields is None else fields)
+        if self._failed_in_turn is not None:
+            raise self._failed_in_turn
+        if self._answer is None:
+            if not 200 <= response.status_code <= 599:
+                raise UpstreamProtocolError(f"The upstream answered with status {response.status_code}.")
+            # Our own transport's fields as they are; any other's from httpx's object.
+            fields = response.extensions.get("raw_headers")
+            self._take_head(response.status_code, response.headers.raw if fields is None else fields)
+            self._take_whole()
+        if self._whole is None:
+            await self._pass_parts()
+        elif not self._head_sent:
+            self.deadline = math.inf
+            await self._count()
+            self._respond()
+
+    def _take_head(self, status: int, fields: wire.RawHeaders) -> None:
+        """Make the client's head of the upstream's."""
         meter = self._meter
+        answer = wire.to_client(fields)
         if meter.is_spliced and answer.content_encoding:
             answer = self._unpacked(answer)
-        meter.take_head(response.status_code, answer)
+        meter.take_head(status, answer)
         headers = answer.headers
-        has_body = answer.body_bytes != 0 and self._scope["method"] != "HEAD" and response.status_code not in (204, 304)
+        self._has_body = has_body = (
+            answer.body_bytes != 0 and status not in (204, 304) and self._scope["method"] != "HEAD"
+        )
         if answer.is_event_stream:
             self._aligner = EventAligner(self._limits.sse_event_max_bytes)
             if has_body and answer.body_bytes > 0:
                 # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
                 headers = wire.without_length(headers)
+                answer = answer._replace(headers=headers)
         if answer.content_type[:17].lower() == b"text/event-stream":
             # A compressed one, too, which is no event stream here: a proxy in front must not hold it back.
             headers.append((b"x-accel-buffering", b"no"))
@@ -259,20 +342,54 @@ class Exchange:
         headers.append((b"x-proxy-request-id", request_id))
         if not answer.request_id:
             headers.append((b"x-request-id", request_id))
-        if not has_body:
+        self._answer = answer
+
+    def _take_whole(self) -> bool:
+        """Take the body, and meter the answer, where the server can send both at once and all of it is here.
+
+        Then `_counting` is to be awaited, if there is any, before `_respond`.
+        """
+        shortcuts, stream, answer = self._shortcuts, self._stream, self._answer
+        if shortcuts is None or answer is None or not isinstance(stream, Answer):
+            return False
+        if not self._has_body or self._aligner is not None or answer.has_trailers or shortcuts.is_clogged():
+            return False
+        self._whole = body = stream.whole()
+        if body is None:
+            return False
+        if body:
+            self._meter.feed(body)
+        self._counting = self._meter.finish_soon(self._outcome_at_end(), is_whole=True)
+        return True
+
+    async def _count(self) -> None:
+        counting, self._counting = self._counting, None
+        if counting is not None:
+            await counting
+
+    def _respond(self) -> None:
+        answer, body = self._answer, self._whole
+        if self._shortcuts is not None and answer is not None and body is not None:
+            self._head_sent = True
+            self._shortcuts.respond(
+                self._meter.status, answer.headers, body, body_bytes=answer.body_bytes, has_date=answer.has_date
+            )
+
+    async def _pass_parts(self) -> None:
+        answer = self._answer
+        assert answer is not None  # noqa: S101 - see _pass_on
+        if not self._has_body:
             await self._finish()  # the head is all that the client waits for
-        elif self._aligner is None and not answer.has_trailers and await self._answer_at_once(response, answer):
-            return
         self._head_sent = True
         self.deadline = math.inf
         await self._send(
             {
                 "type": "http.response.start",
-                "status": response.status_code,
-                "headers": headers,
+                "status": self._meter.status,
+                "headers": answer.headers,
                 "trailers": answer.has_trailers,
                 # What our own server need not send apart; any other looks past it.
-                "body_follows": has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
+                "body_follows": self._has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
             }
         )
         if self._aligner is not None:
@@ -283,27 +400,6 @@ class Exchange:
             trailers = wire.trailers_to_client(getattr(self._stream, "trailers", []))
             await self._send({"type": "http.response.trailers", "headers": trailers})
         await self._stream.aclose()
-
-    async def _answer_at_once(self, response: httpx.Response, answer: wire.ToClient) -> bool:
-        """Send head and body together where the server can and all of the body is here; return whether that was so."""
-        shortcuts, stream = self._shortcuts, self._stream
-        if shortcuts is None or not isinstance(stream, Answer) or shortcuts.is_clogged():
-            return False
-        body = stream.whole()
-        if body is None:
-            return False
-        meter = self._meter
-        if body:
-            meter.feed(body)
-        counting = meter.finish_soon(self._outcome_at_end(), is_whole=True)
-        if counting is not None:
-            self.deadline = math.inf
-            await counting
-        self._head_sent = True
-        shortcuts.respond(
-            response.status_code, answer.headers, body, body_bytes=answer.body_bytes, has_date=answer.has_date
-        )
-        return True
 
     def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
         """Return the head of a compressed event stream as it is once unpacked.
@@ -389,9 +485,7 @@ class Exchange:
 
     async def _finish(self) -> None:
         """Meter the whole answer: the upstream has ended it, the client is about to hold it."""
-        counting = self._meter.finish_soon(self._outcome_at_end(), is_whole=True)
-        if counting is not None:
-            await counting
+        await self._meter.finish(self._outcome_at_end(), is_whole=True)
 
     def _outcome_at_end(self) -> Outcome:
         return "client_closed" if self._client_left_at else "completed"
@@ -400,25 +494,29 @@ class Exchange:
         """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
         # Not the loop's clock: uvloop's stands still within one turn of the loop.
         meter = self._meter
-        upstream_s = time.perf_counter() - meter.asked_s
-        own_s = meter.asked_s - meter.started_s
-        return b"proxy;dur=%.2f, upstream;dur=%.2f" % (own_s * 1000, upstream_s * 1000)
+        # In whole numbers: to write out a float takes as long as all else that is done here.
+        own, own_rest = divmod(int((meter.asked_s - meter.started_s) * 1e5), 100)
+        upstream, upstream_rest = divmod(int((time.perf_counter() - meter.asked_s) * 1e5), 100)
+        return b"proxy;dur=%d.%02d, upstream;dur=%d.%02d" % (own, own_rest, upstream, upstream_rest)
 
     # Ends before the end
 
     async def _fail(self, exc: BaseException) -> None:
         error = self._failure(exc)
         self._ended = True
-        if isinstance(exc, asyncio.CancelledError):
+        if isinstance(exc, asyncio.CancelledError) and self._task is not None:
             self._task.uncancel()
+        # Shielded: a second cancellation must not keep the upstream's connection open.
         if self._stream is not None:
-            # Shielded: a second cancellation must not keep the upstream's connection open.
             await asyncio.shield(self._stream.aclose())
+        elif self._call is not None:
+            await asyncio.shield(self._call.abandon())
+        await self._count()
         if isinstance(error, GatewayError):
             self._relay.metering.tally.failed(error.code)
         status = error.status if isinstance(error, GatewayError) and not self._head_sent else None
         await self._meter.finish(_outcome(error, self._meter), status=status)
-        if isinstance(error, ClientLeftError):
+        if isinstance(error, ClientLeftError) or (self._whole is not None and self._head_sent):
             return
         if not self._head_sent:
             await send_error(self._send, error, request_id=self._meter.request_id)
@@ -481,7 +579,8 @@ class Exchange:
     def _cancel(self, reason: GatewayError | ClientLeftError) -> None:
         if self._cancelled_for is None and not self._ended:
             self._cancelled_for = reason
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
 
 class _Upload(httpx.AsyncByteStream):

@@ -94,6 +94,13 @@ class ToClient(NamedTuple):
 
 
 _PASSES, _STAYS, _LOOKED_AT = range(3)
+_TYPE, _LENGTH, _REQUEST_ID, _ENCODING = range(4)
+_LOOKED_INTO = {
+    b"content-type": _TYPE,
+    b"content-length": _LENGTH,
+    b"x-request-id": _REQUEST_ID,
+    b"content-encoding": _ENCODING,
+}
 _SEEN_BY_SERVER = frozenset((b"host", b"expect"))
 _UPSTREAM_LOOKED_AT = frozenset((b"authorization", b"content-length", b"content-type"))
 _CLIENT_LOOKED_AT = frozenset(
@@ -145,11 +152,13 @@ class Plan:
     """What the names of a list of fields mean, whatever their values are.
 
     Clients and upstreams send the same names again and again: what would be asked of each field is asked of the
-    list, once. `at` has the place of the last field of each name that somebody looks at, in lower case; `hosts` is how
-    many of that name there are. `refusal` is why such a request must not go up, "" if it may.
+    list, once. `at` has the place of the last field of each name that somebody looks at, in lower case, and `places`
+    those of an answer's fields whose values matter; `hosts` is how many of that name there are. `refusal` is why such a
+    request must not go up, "" if it may. `is_usual`: there is one host, and neither a coding nor an expectation for
+    the server to settle.
     """
 
-    __slots__ = ("at", "connections", "hosts", "kept", "refusal")
+    __slots__ = ("at", "connections", "hosts", "is_usual", "kept", "places", "refusal")
 
     def __init__(self, names: Sequence[bytes], roles: Roles, looked_at: frozenset[bytes]) -> None:
         names = [name.lower() for name in names]
@@ -157,7 +166,9 @@ class Plan:
         self.kept = _picker(kept)
         self.connections = [at for at, name in enumerate(names) if name == b"connection"]
         self.at = {name: at for at, name in enumerate(names) if name in looked_at}
+        self.places = [(what, self.at[name]) for name, what in _LOOKED_INTO.items() if name in self.at]
         self.hosts = names.count(b"host")
+        self.is_usual = self.hosts == 1 and not {b"transfer-encoding", b"expect"} & set(names)
         self.refusal = _refusal(names)
 
 
@@ -247,20 +258,27 @@ def to_client(headers: RawHeaders) -> ToClient:
     sent = [*plan.kept(headers), *CORS_HEADERS]
     if plan.connections and (named := _named_by_connection(headers, plan.connections)):
         sent = [pair for pair in sent if pair[0].lower() not in named]
-    at = plan.at
-    content_type = headers[at[b"content-type"]][1] if b"content-type" in at else b""
-    content_encoding = headers[at[b"content-encoding"]][1] if b"content-encoding" in at else b""
-    if content_encoding.lower() == b"identity":
-        content_encoding = b""
+    content_type = content_encoding = request_id = b""
+    body_bytes = -1
+    for what, at in plan.places:
+        value = headers[at][1]
+        if what == _TYPE:
+            content_type = value
+        elif what == _LENGTH:
+            body_bytes = int(value)
+        elif what == _REQUEST_ID:
+            request_id = value
+        elif value.lower() != b"identity":
+            content_encoding = value
     return ToClient(
         sent,
         not content_encoding and content_type[:17].lower() == b"text/event-stream",
-        b"trailer" in at,
-        b"date" in at,
-        int(headers[at[b"content-length"]][1]) if b"content-length" in at else -1,
+        b"trailer" in plan.at,
+        b"date" in plan.at,
+        body_bytes,
         content_type,
         content_encoding,
-        headers[at[b"x-request-id"]][1] if b"x-request-id" in at else b"",
+        request_id,
     )
 
 

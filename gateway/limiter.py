@@ -89,9 +89,10 @@ class Prices(Protocol):
 class Meters(Protocol):
     """What is known of a request, or of a session."""
 
-    request_id: str
     hold: Hold | None
 
+    @property
+    def request_id(self) -> str: ...
     @property
     def fingerprint(self) -> str: ...
 

@@ -128,6 +128,7 @@ class RequestMeter:
     upstream_request_id = ""
     asked_s = first_byte_s = 0.0
     is_finished = is_spliced = False
+    _request_id = ""
     _identity: tuple[str, str] | None = None
     _unread: bytes | None = None  # a body whose facts nobody has asked for yet
     _facts: RequestFacts | None = None
@@ -137,6 +138,7 @@ class RequestMeter:
     _reader: UsageReader | None = None
     _decoder: Decoder | None = None
     _remover: UsageEventRemover | None = None
+    _unsettled: UsageEvent | None = None
     # Of limits, see `gateway.limiter`; untouched while there are none.
     hold: Hold | None = None
     must_be_seen = False
@@ -146,11 +148,16 @@ class RequestMeter:
         self._metering = metering
         self._started_at = time.time()
         self.started_s = time.perf_counter()
-        self.request_id = metering.new_event_id()
-        current_request_id.set(self.request_id)
         self.method: str = scope["method"]
         self._headers: wire.RawHeaders = scope["headers"]
         self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
+
+    @property
+    def request_id(self) -> str:
+        request_id = self._request_id
+        if not request_id:
+            request_id = self._request_id = self._metering.new_event_id()
+        return request_id
 
     @property
     def fingerprint(self) -> str:
@@ -309,11 +316,15 @@ class RequestMeter:
         counting = self.finish_soon(outcome, status=status, is_whole=is_whole)
         if counting is not None:
             await counting
+        self.settle()
 
     def finish_soon(
         self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False
     ) -> Awaitable[None] | None:
-        """Do what `finish` does, at once where the upstream has told the usage; else return what is to be awaited."""
+        """Do what `finish` does, at once where the upstream has told the usage; else return what is to be awaited.
+
+        `settle` is to be called afterwards, when the client has its answer.
+        """
         if self.is_finished:
             return None
         self.is_finished = True
@@ -329,18 +340,25 @@ class RequestMeter:
             self._say(outcome, reading, usage or _NO_USAGE, "estimated" if usage else "none")
         return None
 
-    def _say(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> None:
+    def settle(self) -> None:
+        """Count what `finish_soon` has told of, where nobody waits for it."""
+        event, self._unsettled = self._unsettled, None
+        if event is None:
+            return
         metering = self._metering
-        event = self._event(outcome, reading, usage, source)
         metering.tally.finished(event, has_begun=self.first_byte_s > 0)
         if metering.logs_access:
             log_access(event, request_id=self.request_id, headers=self._headers)
+        if self.hold is not None:
+            self.hold.settle(event)
+
+    def _say(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> None:
+        metering = self._metering
+        event = self._unsettled = self._event(outcome, reading, usage, source)
         if reading.in_background and reading.usage is not None and reading.object_id:
             # Who follows the response later on sees the same usage again.
             event = msgspec.structs.replace(event, id=self._id_of_object(reading))
         metering.append(event)
-        if self.hold is not None:
-            self.hold.settle(event)
         if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
             metering.append(self._event_of_object(reading))
         self._body = None

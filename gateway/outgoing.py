@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from typing import Any
 
 import httpx2 as httpx
 
@@ -45,11 +46,23 @@ class OutgoingRequest(httpx.Request):
     ) -> None:
         self.method = method
         self.url = url
+        self.fields = fields
         self.length = length
         self.body = body
-        self.extensions = {"target": target, "timeout": timeout, "raw_headers": fields, "on_sent": on_sent}
+        self.target = target
+        self.timeout = timeout
+        self.on_sent = on_sent
 
     # What httpx's class has as attributes is made here when somebody looks.
+
+    @property
+    def extensions(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            "target": self.target,
+            "timeout": self.timeout,
+            "raw_headers": self.fields,
+            "on_sent": self.on_sent,
+        }
 
     @property
     def stream(self) -> httpx.AsyncByteStream:  # type: ignore[override]
@@ -57,7 +70,7 @@ class OutgoingRequest(httpx.Request):
 
     @property
     def headers(self) -> httpx.Headers:  # type: ignore[override]
-        return httpx.Headers(self.extensions["raw_headers"])
+        return httpx.Headers(self.fields)
 
 
 def request_head(method: str, target: bytes, fields: Fields, *, length: int | None = None) -> tuple[bytes, int]:
@@ -71,7 +84,7 @@ def request_head(method: str, target: bytes, fields: Fields, *, length: int | No
     verb = _known_methods.get(method) or _checked_method(method)
     if length is None:
         length = _length_announced(fields)
-    lines = [b"%b %b HTTP/1.1" % (verb, target), *map(b": ".join, fields), b"", b""]
+    lines = [b" ".join((verb, target, b"HTTP/1.1")), *map(b": ".join, fields), b"", b""]
     # Neither counted, which looks at byte by byte, nor `in`, which for bytes raises an error and drops it again.
     find = b"".join(lines).find
     if find(b"\n") >= 0 or find(b"\r") >= 0 or find(b"\0") >= 0:

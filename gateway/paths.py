@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
+from gateway.endpoints import ROUTE_PATHS
 from gateway.errors import PathRefusedError
 
 # Nearly every real path: nothing in it that normalisation could change.
@@ -15,7 +16,7 @@ _MOST_DECODINGS = 4
 
 def is_plainly_gateway_path(raw_path: bytes) -> bool:
     """Return whether a path is /v1 or below and every reading of it is as good as another; most are."""
-    return _PLAIN.fullmatch(raw_path) is not None
+    return raw_path in ROUTE_PATHS or _PLAIN.fullmatch(raw_path) is not None
 
 
 def is_gateway_path(raw_path: bytes) -> bool:

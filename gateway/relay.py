@@ -71,7 +71,9 @@ class Relay:
             return _allow(scope, send)
         if len(self.exchanges) + self.open_sockets >= self.limits.max_open_streams:
             return self._refuse(scope, send)
-        return Exchange(self, scope, receive, send).run()
+        exchange = Exchange(self, scope, receive, send)
+        exchange.begin()
+        return exchange.run()
 
     @property
     def open_streams(self) -> int:

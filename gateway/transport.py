@@ -63,26 +63,34 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        limits = request.extensions.get("timeout") or _NO_LIMITS
-        call = _Call(request, limits)
-        origin = self._origin_of(request.url)
-        connection = self._take_idle(origin)
+        return await self.complete(self.begin(request))
+
+    def begin(self, request: httpx.Request) -> Call:
+        """Send a request at once if a connection for it is idle; `complete` is to be awaited in any case.
+
+        Raises httpx.LocalProtocolError.
+        """
+        call = Call(request, self._origin_of(request.url))
+        connection = self._take_idle(call.origin)
         if connection is not None:
-            answer = call.on(connection)
+            call.send_on(connection)
+        return call
+
+    async def complete(self, call: Call) -> httpx.Response:
+        """Return the answer to what was begun, or begins only now."""
+        if call.connection is not None:
             call.say_sent()
             try:
-                await answer.head()
+                await call.answer.head()
+                return _Response(call.answer)
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 # The upstream closed the idle connection while the request was on its way.
-                if not (call.repeatable and connection.heard_nothing_of(answer)):
+                if not (call.repeatable and call.connection.heard_nothing_of(call.answer)):
                     raise
-                connection = None
-        if connection is None:
-            connection = await self._connect(origin, limits.get("connect", self._connect_timeout_s))
-            answer = call.on(connection)
-            call.say_sent()
-            await answer.head()
-        return _Response(answer)
+        call.send_on(await self._connect(call.origin, call.limits.get("connect", self._connect_timeout_s)))
+        call.say_sent()
+        await call.answer.head()
+        return _Response(call.answer)
 
     @property
     def idle(self) -> int:
@@ -204,26 +212,31 @@ class PooledTransport(httpx.AsyncBaseTransport):
             self._reaper = loop.call_at(next_s + self._idle_timeout_s, self._reap, loop)
 
 
-class _Call:
-    """One request made ready for the wire, so that it may go out twice."""
+class Call:
+    """One request made ready for the wire, so that it may go out twice; `answer` is there once it was sent."""
 
-    __slots__ = ("_head", "_limits", "_method", "_on_sent", "_rest", "_upload")
+    connection: Connection | None = None
+    answer: Answer
 
-    def __init__(self, request: httpx.Request, limits: dict[str, float | None]) -> None:
-        extensions = request.extensions
-        self._method = method = request.method
-        self._limits = limits
-        self._on_sent = extensions.get("on_sent")
-        self._rest = b""
-        self._upload: Upload | None = None
-        target = extensions.get("target") or request.url.raw_path
+    _rest = b""
+    _upload: Upload | None = None
+
+    def __init__(self, request: httpx.Request, origin: Origin) -> None:
+        self.origin = origin
+        self._method = request.method
         body: Any
         if isinstance(request, OutgoingRequest):
-            head, length = request_head(method, target, extensions["raw_headers"], length=request.length)
+            self.limits = request.timeout
+            self._on_sent = request.on_sent
+            head, length = request_head(request.method, request.target, request.fields, length=request.length)
             body = request.body
         else:
+            extensions = request.extensions
+            self.limits = extensions.get("timeout") or _NO_LIMITS
+            self._on_sent = extensions.get("on_sent")
+            target = extensions.get("target") or request.url.raw_path
             fields = extensions.get("raw_headers")
-            head, length = request_head(method, target, request.headers.raw if fields is None else fields)
+            head, length = request_head(request.method, target, request.headers.raw if fields is None else fields)
             body = request.stream
             if isinstance(body, httpx.ByteStream):
                 body = b"".join(body)
@@ -234,7 +247,7 @@ class _Call:
             else:
                 self._rest = body
         elif isinstance(body, AsyncIterable):
-            self._upload = Upload(body, length=length, write_timeout_s=limits.get("write"))
+            self._upload = Upload(body, length=length, write_timeout_s=self.limits.get("write"))
         else:
             raise httpx.LocalProtocolError("a request stream that is not async")
         self._head = head
@@ -243,13 +256,18 @@ class _Call:
     def repeatable(self) -> bool:
         return self._upload is None and self._method in IDEMPOTENT
 
-    def on(self, connection: Connection) -> Answer:
-        answer = connection.ask(
-            self._head, self._rest, bodyless=self._method == "HEAD", read_timeout_s=self._limits.get("read")
+    def send_on(self, connection: Connection) -> None:
+        self.connection = connection
+        self.answer = connection.ask(
+            self._head, self._rest, bodyless=self._method == "HEAD", read_timeout_s=self.limits.get("read")
         )
         if self._upload is not None:
             connection.upload(self._upload.run(connection))
-        return answer
+
+    async def abandon(self) -> None:
+        """Drop what nobody waits for any more."""
+        if self.connection is not None:
+            await self.answer.aclose()
 
     def say_sent(self) -> None:
         """Tell whoever asked, once."""

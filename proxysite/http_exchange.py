@@ -8,7 +8,7 @@ import http
 import logging
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, ResponseCutError
@@ -250,10 +250,10 @@ class Exchange:
         self._wake()
         self.protocol.response_ended(self)
 
-    async def run(self, app: Any) -> None:
-        """Run the application; whatever goes wrong, the client sees a whole response or a cut one."""
+    async def run(self, application: Awaitable[None]) -> None:
+        """Await the application; whatever goes wrong, the client sees a whole response or a cut one."""
         try:
-            await app(self.scope, self.receive, self.send)
+            await application
             if not (self.response_complete or self.disconnected):
                 raise ResponseCutError("the application ended before its response did")
         except (ResponseCutError, asyncio.CancelledError):
@@ -275,7 +275,7 @@ class Exchange:
     def cut(self) -> None:
         """End the connection so that the client can tell the response from a whole one."""
         self._flush_head()
-        if self.disconnected:
+        if self.disconnected or self.response_complete:
             return
         if self.response_started and self._has_body and (self._chunked or self._bytes_left > 0):
             self.transport.close()  # what was written still goes out; its framing shows the cut

@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
-from gateway.headers import plan_of
+from gateway.headers import Plan, plan_of
 from proxysite import settings
 from proxysite.http_exchange import Exchange
 
@@ -54,6 +54,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refused = False
         self._running: Exchange | None = None
+        self._due: Exchange | None = None  # to be run once what has arrived is read
         self._method: bytes | None = None
         self._method_bytes = b""
         self._unknown_method_begun = False
@@ -121,6 +122,9 @@ class HTTPProtocol(HttpToolsProtocol):
         self._messages_in_feed = 0
         try:
             self.parser.feed_data(data)
+            due, self._due = self._due, None
+            if due is not None and not self._refused:
+                self._run(due)  # only now, that what has come of its body can be seen
         except httptools.HttpParserInvalidMethodError as exc:
             if between_messages and self._messages_in_feed <= 1:
                 self._feed_unknown_method(self._method_bytes + data)
@@ -250,21 +254,8 @@ class HTTPProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             self.refuse(BadRequestError("This is no tunnel to other hosts."))
             return
-        scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": self._asgi,
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": "",
-            "headers": self.headers,
-            "state": self.app_state,
-            "method": method.decode("ascii"),
-        }
-        self.scope = scope  # type: ignore[assignment]
         try:
-            self._describe(scope)
+            self.scope = self._scope_of(method)  # type: ignore[assignment]
         except BadRequestError as error:
             self.refuse(error)
             return
@@ -273,23 +264,15 @@ class HTTPProtocol(HttpToolsProtocol):
         self._deadline = math.inf
         self._start_exchange()
 
-    def _describe(self, scope: dict[str, Any]) -> None:
-        """Complete the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers."""
+    def _scope_of(self, method: bytes) -> dict[str, Any]:
+        """Return the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers.
+
+        Raises BadRequestError.
+        """
         version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise BadRequestError(f"HTTP/{version} is not spoken here.")
-        headers = self.headers
-        plan = scope["plan"] = plan_of(headers)
-        at = plan.at
-        if b"transfer-encoding" in at:
-            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
-            if codings != [b"chunked"] or version == "1.0":
-                raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
-        if b"expect" in at and version == "1.1":
-            # RFC 9110 §10.1.1: of HTTP/1.0 it is ignored, whose clients know no interim answers.
-            self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in headers]
-        if plan.hosts != 1 and version == "1.1":
-            raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
+        plan = plan_of(self.headers)
+        if not plan.is_usual or version != "1.1":
+            self._check_fields(plan, version)
         url = self.url
         if url[:1] != b"/":
             # Absolute form (RFC 9112 §3.2.2) says what `Host` says: where to is settled here, not by clients.
@@ -300,10 +283,37 @@ class HTTPProtocol(HttpToolsProtocol):
         if url.find(b"#") >= 0:
             raise BadRequestError("A request target has no fragment.")
         path, _, query = url.partition(b"?")
-        scope["http_version"] = version
-        scope["raw_path"] = path
-        scope["query_string"] = query
-        scope["target"] = url
+        return {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method.decode("ascii"),
+            "root_path": "",
+            "raw_path": path,
+            "query_string": query,
+            "target": url,
+            "headers": self.headers,
+            "plan": plan,
+            "state": self.app_state,
+        }
+
+    def _check_fields(self, plan: Plan, version: str) -> None:
+        """Settle what fields say to this server. Raises BadRequestError."""
+        headers = self.headers
+        if version not in ("1.1", "1.0"):
+            raise BadRequestError(f"HTTP/{version} is not spoken here.")
+        if b"transfer-encoding" in plan.at:
+            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"] or version == "1.0":
+                raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
+        if b"expect" in plan.at and version == "1.1":
+            # RFC 9110 §10.1.1: of HTTP/1.0 it is ignored, whose clients know no interim answers.
+            self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in headers]
+        if plan.hosts != 1 and version == "1.1":
+            raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
 
     # Exchanges
 
@@ -317,7 +327,7 @@ class HTTPProtocol(HttpToolsProtocol):
         )
         self.cycle = exchange
         if previous is None or previous.response_complete:
-            self._run(exchange)
+            self._due = exchange
         elif len(self.pipeline) < _MOST_WAITING:
             # Read on all the same: else nobody would see the client leave.
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
@@ -328,7 +338,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def _run(self, exchange: Exchange) -> None:
         self._running = exchange
         # Not loop.create_task: it lets the class number the task's name, for nobody to read.
-        exchange.task = task = asyncio.Task(exchange.run(self.app), loop=self.loop, name="request")
+        application: Any = self.app(exchange.scope, exchange.receive, exchange.send)
+        exchange.task = task = asyncio.Task(exchange.run(application), loop=self.loop, name="request")
         self.tasks.add(task)
 
     def exchange_ended(self, exchange: Exchange) -> None:

@@ -181,6 +181,31 @@ async def test_a_piece_is_taken_in_the_turn_in_which_it_arrives_unless_it_would_
     theirs.close()
 
 
+async def test_the_end_of_an_answer_is_told_in_its_turn_unless_its_head_was_handed_out() -> None:
+    told: list[str] = []
+
+    async def told_of(*pieces: bytes, reads_head_first: bool) -> list[str]:
+        ours, theirs = socket.socketpair()
+        connection = Connection(("http", "x", 80), buffer=ReadBuffer(), on_free=lambda _: None, on_lost=lambda _: None)
+        await connection.loop.create_connection(lambda: connection, sock=ours)
+        answer = connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", bodyless=False, read_timeout_s=None)
+        told.clear()
+        answer.on_end = lambda: told.append("end")
+        for piece in pieces:
+            connection.get_buffer(-1)[: len(piece)] = piece
+            connection.buffer_updated(len(piece))
+            if reads_head_first:
+                await answer.head()
+        theirs.close()
+        return list(told)
+
+    head, body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok"
+    assert await told_of(head + body, reads_head_first=False) == ["end"]
+    assert await told_of(head, body, reads_head_first=False) == ["end"]
+    assert await told_of(head, body, reads_head_first=True) == []
+    assert await told_of(b"nonsense", reads_head_first=False) == []
+
+
 async def test_a_connection_is_free_before_its_answer_is_read(
     transport: PooledTransport, upstream: FakeUpstream
 ) -> None:

@@ -77,7 +77,7 @@ def request_facts(endpoint: Endpoint, body: bytes) -> RequestFacts | None:
         return None
     return RequestFacts(
         name_in(read.model),
-        name_in(read.service_tier),
+        name_in(read.service_tier) if read.service_tier else "",
         bytes(read.stream) == b"true",
         bool(read.stream_options),
         bool(read.stream_options) and _includes_usage(read.stream_options),

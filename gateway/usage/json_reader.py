@@ -98,7 +98,8 @@ class JsonReader:
             usage = duration_in(reply.duration)
         if images:
             usage = msgspec.structs.replace(usage or Usage(), images=images)
-        model, service_tier = name_in(reply.model), name_in(reply.service_tier)
+        model = name_in(reply.model)
+        service_tier = name_in(reply.service_tier) if reply.service_tier else ""
         if meter not in IDENTIFIED:
             return Reading(usage, model, service_tier, is_complete)
         is_stored = meter in _STORED
