@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
@@ -16,21 +16,18 @@ from gateway import headers as wire
 from gateway.answer import Answer
 from gateway.asgi import Message, Receive, Scope, Send, Shortcuts, send_error
 from gateway.decoding import Decoder, unpacked
+from gateway.endings import ClientLeftError, outcome_of, upstream_failure
 from gateway.errors import (
-    BadRequestError,
-    BodyTooLargeError,
     GatewayError,
     RequestTimeoutError,
     ResponseCutError,
     ShuttingDownError,
-    SpendLimitedError,
-    UpstreamConnectionError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
     error_event,
 )
-from gateway.metering import MOST_BODY_BYTES, RequestMeter
 from gateway.outgoing import OutgoingRequest
+from gateway.request_body import RequestBody, body_too_large
 from gateway.sse import EventAligner
 from gateway.transport import Call, PooledTransport
 from proxysite.logs import current_request_id
@@ -39,15 +36,6 @@ if TYPE_CHECKING:
     from gateway.relay import Relay
 
 logger = logging.getLogger("gateway.relay")
-
-# What all bodies that metering waits for may hold together while they arrive. Beyond it larger ones go up as they
-# come, unread: who sends bodies without end must neither fill memory nor keep others out.
-_MOST_GATHERED_BYTES = 256 << 20
-_SMALL_BODY_BYTES = 64 << 10
-
-
-class ClientLeftError(Exception):
-    """The client closed its connection: nobody is left to answer."""
 
 
 class Exchange:
@@ -156,7 +144,7 @@ class Exchange:
         body: bytes | httpx.AsyncByteStream = b""
         if request.body_bytes != 0:
             arrived = self._arrived_body(request)
-            body = await self._body(request) if arrived is None else arrived
+            body = await self._body().take(request) if arrived is None else arrived
         outgoing = self._outgoing_of(request, body)
         if limiter is not None:
             await limiter.admit(meter, scope)
@@ -193,85 +181,21 @@ class Exchange:
         if body is None:
             return None
         if len(body) > self._limits.max_body_bytes:
-            raise self._too_large()
+            raise body_too_large(self._limits.max_body_bytes)
         if meter.wants_whole_body(request):
             return meter.take_body(body)
         meter.take_part(body)
         return body
 
-    async def _body(self, request: wire.ToUpstream) -> bytes | httpx.AsyncByteStream:
-        if request.body_bytes > self._limits.max_body_bytes:
-            raise self._too_large()
-        message = await self._receive_body()
-        if self._meter.wants_whole_body(request):
-            return await self._whole_body(message)
-        if self._meter.must_be_seen:
-            message = await self._beginning(message)
-        if message["more_body"]:
-            return _Upload(self._rest_of_body(message))
-        if len(message["body"]) > self._limits.max_body_bytes:
-            raise self._too_large()
-        self._meter.take_part(message["body"])
-        return message["body"]  # type: ignore[no-any-return]
+    def _body(self) -> RequestBody:
+        def on_part() -> None:
+            self._wait_for_upstream(self._limits.first_byte_timeout_s)
 
-    async def _beginning(self, message: Message) -> Message:
-        """Return as much of a form as limits may have to see."""
-        parts = [message["body"]]
-        received_bytes = len(message["body"])
-        while message["more_body"] and received_bytes <= MOST_BODY_BYTES:
-            message = await self._receive_body()
-            parts.append(message["body"])
-            received_bytes += len(message["body"])
-        form = b"".join(parts)
-        self._meter.see_form(form)
-        return {"body": form, "more_body": message["more_body"]}
+        def on_end() -> None:
+            on_part()
+            self._watch_for_disconnect()
 
-    async def _whole_body(self, message: Message) -> bytes | httpx.AsyncByteStream:
-        """Return a body that metering is to see first; one that turns out too long for that goes up as it comes."""
-        received = message["body"]
-        if message["more_body"]:
-            is_whole, received = await self._gathered(message)
-            if not is_whole:
-                return _Upload(self._rest_of_body({"body": received, "more_body": True}))
-        elif len(received) > self._limits.max_body_bytes:
-            raise self._too_large()
-        return self._meter.take_body(received)
-
-    async def _gathered(self, message: Message) -> tuple[bool, bytes]:
-        """Return the body and True; or its beginning and False, where there is no room to wait for the rest of it."""
-        relay = self._relay
-        received = bytearray()
-        try:
-            while True:
-                received += message["body"]
-                relay.gathered_bytes += len(message["body"])
-                if len(received) > self._limits.max_body_bytes:
-                    raise self._too_large()
-                if not message["more_body"]:
-                    return True, bytes(received)
-                is_crowded = relay.gathered_bytes > _MOST_GATHERED_BYTES and len(received) > _SMALL_BODY_BYTES
-                if is_crowded or len(received) > MOST_BODY_BYTES:
-                    return False, bytes(received)
-                message = await self._receive_body()
-        finally:
-            relay.gathered_bytes -= len(received)
-
-    async def _rest_of_body(self, message: Message) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. Runs in the upstream transport's time, perhaps beside the answer."""
-        received_bytes = 0
-        while True:
-            received_bytes += len(message["body"])
-            if received_bytes > self._limits.max_body_bytes:
-                raise self._too_large()
-            if message["body"]:
-                self._meter.take_part(message["body"])
-                self._wait_for_upstream(self._limits.first_byte_timeout_s)
-                yield message["body"]
-            if not message["more_body"]:
-                break
-            message = await self._receive_body()
-        self._wait_for_upstream(self._limits.first_byte_timeout_s)
-        self._watch_for_disconnect()
+        return RequestBody(self._relay, self._meter, receive=self._receive_body, on_part=on_part, on_end=on_end)
 
     async def _receive_body(self) -> Message:
         if not self._head_sent:
@@ -281,9 +205,6 @@ class Exchange:
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         return message
-
-    def _too_large(self) -> BodyTooLargeError:
-        return BodyTooLargeError(f"The request body is larger than {self._limits.max_body_bytes} bytes.")
 
     # The way back
 
@@ -515,7 +436,7 @@ class Exchange:
         if isinstance(error, GatewayError):
             self._relay.metering.tally.failed(error.code)
         status = error.status if isinstance(error, GatewayError) and not self._head_sent else None
-        await self._meter.finish(_outcome(error, self._meter), status=status)
+        await self._meter.finish(outcome_of(error, was_asked=self._meter.asked_s > 0), status=status)
         if isinstance(error, ClientLeftError) or (self._whole is not None and self._head_sent):
             return
         if not self._head_sent:
@@ -534,7 +455,7 @@ class Exchange:
             return exc
         if isinstance(exc, httpx.HTTPError):
             logger.warning("upstream failed: %s: %s", type(exc).__name__, exc)
-            return _translated(exc)
+            return upstream_failure(exc)
         # Not expected: a defect of ours, which must neither leave a connection open nor a client waiting.
         logger.error("the relay failed", exc_info=exc)
         return GatewayError("Internal server error.")
@@ -583,43 +504,7 @@ class Exchange:
                 self._task.cancel()
 
 
-class _Upload(httpx.AsyncByteStream):
-    """A request body that is still arriving; can be read once."""
-
-    def __init__(self, parts: AsyncIterator[bytes]) -> None:
-        self._parts = parts
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._parts
-
-
 def _declare_length(headers: wire.RawHeaders, body_bytes: int) -> None:
     for index, (name, _) in enumerate(headers):
         if name == b"content-length":
             headers[index] = (name, b"%d" % body_bytes)
-
-
-def _outcome(error: GatewayError | ClientLeftError, meter: RequestMeter) -> Outcome:
-    if isinstance(error, ClientLeftError):
-        return "client_closed"
-    if isinstance(error, UpstreamTimeoutError | ShuttingDownError | SpendLimitedError) and meter.asked_s:
-        return "timeout"
-    if isinstance(error, UpstreamConnectionError | UpstreamProtocolError | UpstreamTimeoutError):
-        return "upstream_error"
-    return "refused"
-
-
-def _translated(exc: httpx.HTTPError) -> GatewayError:
-    """Return what the client is told of a failure between here and the upstream.
-
-    The exception's own text stays in the log: it may name the operator's network.
-    """
-    if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
-        return UpstreamTimeoutError("The upstream could not be connected to in time.")
-    if isinstance(exc, httpx.TimeoutException):
-        return UpstreamTimeoutError("The upstream did not answer in time.")
-    if isinstance(exc, httpx.LocalProtocolError):
-        return BadRequestError("The request cannot be passed on as it is.")
-    if isinstance(exc, httpx.RemoteProtocolError):
-        return UpstreamProtocolError("The upstream broke off, or answered with something that is not HTTP.")
-    return UpstreamConnectionError("The connection to the upstream failed.")

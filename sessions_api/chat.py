@@ -21,8 +21,8 @@ from django.utils import timezone
 from billing import keys
 from gateway import headers as wire
 from gateway.asgi import Message, Receive, Scope, Send
+from gateway.endings import ClientLeftError
 from gateway.errors import ResponseCutError
-from gateway.exchange import ClientLeftError
 from gateway.relay import Relay
 from proxysite.envelope import ProError, encode_json
 from sessions_api import services, wording

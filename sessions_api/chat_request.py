@@ -15,7 +15,7 @@ from django.conf import settings
 
 from gateway import headers as wire
 from gateway.asgi import Receive, Scope
-from gateway.exchange import ClientLeftError
+from gateway.endings import ClientLeftError
 from proxysite.envelope import ProError
 from sessions_api import wording
 from sessions_api.models import MODEL_MAX_CHARS, SESSION_ID_MAX_CHARS

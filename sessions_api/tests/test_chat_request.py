@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from gateway.exchange import ClientLeftError
+from gateway.endings import ClientLeftError
 from proxysite.envelope import ProError
 from sessions_api.chat_request import ChatRequest, read_request
 

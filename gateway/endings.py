@@ -1,0 +1,47 @@
+"""How an exchange can end before its end, and what client and ledger are told of it."""
+
+from __future__ import annotations
+
+import httpx2 as httpx
+
+from billing.events import Outcome
+from gateway.errors import (
+    BadRequestError,
+    GatewayError,
+    ShuttingDownError,
+    SpendLimitedError,
+    UpstreamConnectionError,
+    UpstreamProtocolError,
+    UpstreamTimeoutError,
+)
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection: nobody is left to answer."""
+
+
+def outcome_of(error: GatewayError | ClientLeftError, *, was_asked: bool) -> Outcome:
+    """Return how the ledger calls this end; `was_asked`: the request had been sent upstream."""
+    if isinstance(error, ClientLeftError):
+        return "client_closed"
+    if isinstance(error, UpstreamTimeoutError | ShuttingDownError | SpendLimitedError) and was_asked:
+        return "timeout"
+    if isinstance(error, UpstreamConnectionError | UpstreamProtocolError | UpstreamTimeoutError):
+        return "upstream_error"
+    return "refused"
+
+
+def upstream_failure(exc: httpx.HTTPError) -> GatewayError:
+    """Return what the client is told of a failure between here and the upstream.
+
+    The exception's own text stays in the log: it may name the operator's network.
+    """
+    if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
+        return UpstreamTimeoutError("The upstream could not be connected to in time.")
+    if isinstance(exc, httpx.TimeoutException):
+        return UpstreamTimeoutError("The upstream did not answer in time.")
+    if isinstance(exc, httpx.LocalProtocolError):
+        return BadRequestError("The request cannot be passed on as it is.")
+    if isinstance(exc, httpx.RemoteProtocolError):
+        return UpstreamProtocolError("The upstream broke off, or answered with something that is not HTTP.")
+    return UpstreamConnectionError("The connection to the upstream failed.")
