@@ -103,8 +103,6 @@ class Exchange:
         # Told the loop, Python need not look for it: before 3.12 that is a system call.
         self._task = asyncio.current_task(self._loop)
         current_request_id.set(self._meter.request_id)
-        exchanges = self._relay.exchanges
-        exchanges.add(self)
         try:
             reason, self._failed_to_begin = self._failed_to_begin or self._cancelled_for, None
             if reason is not None:
@@ -116,7 +114,7 @@ class Exchange:
             await self._fail(exc)
         finally:
             self._meter.settle()
-            exchanges.discard(self)
+            self._relay.exchanges.discard(self)
 
     # The way up
 

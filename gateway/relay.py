@@ -72,6 +72,7 @@ class Relay:
         if len(self.exchanges) + self.open_sockets >= self.limits.max_open_streams:
             return self._refuse(scope, send)
         exchange = Exchange(self, scope, receive, send)
+        self.exchanges.add(exchange)  # here, not in its task: many may be called for before any task runs
         exchange.begin()
         return exchange.run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -247,6 +248,34 @@ def test_streams_beyond_the_bound_are_told_to_come_back(strict_proxy: LiveProxy,
         second.read_until(b"0\r\n\r\n")
     upstream.script = answer_at_once
     # The proxy may count a stream for a moment after its client has seen the end.
+    wait_for(lambda: strict_proxy.get("/v1/models").status_code == 200)
+
+
+def test_streams_that_come_at_one_moment_are_counted_one_by_one(
+    strict_proxy: LiveProxy, upstream: FakeUpstream
+) -> None:
+    go_on = Gate()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await go_on.wait()
+        await exchange.answer()
+
+    (worker,) = strict_proxy.worker_pids
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(strict_proxy)) for _ in range(6)]
+        for client in clients:  # known to the worker, which then reads from all of them in one turn
+            client.get()
+            assert client.answer().status == 200
+        upstream.script = script
+        os.kill(worker, signal.SIGSTOP)
+        for client in clients:
+            client.get()
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: len(upstream.requests) == 6 + 2)
+        go_on.open()
+        assert sorted(client.answer().status for client in clients) == [200, 200, 503, 503, 503, 503]
+    upstream.script = answer_at_once
     wait_for(lambda: strict_proxy.get("/v1/models").status_code == 200)
 
 
