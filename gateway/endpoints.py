@@ -122,8 +122,8 @@ _EXACT = {
 }
 
 
-# Paths that are some route of OpenAI's as they stand.
-ROUTE_PATHS = frozenset(path for _, path in _EXACT)
+# Paths below /v1 that are some route of OpenAI's as they stand; OpenAI has others.
+ROUTE_PATHS = frozenset(path for _, path in _EXACT if path.startswith(b"/v1/"))
 
 
 def endpoint_of(method: str, path: bytes) -> Endpoint:

@@ -84,8 +84,8 @@ class Exchange:
         if self._shortcuts is None or relay.limiter is not None:
             return
         try:
-            self._meter.check_not_blocked()
             request = wire.to_upstream(self._scope["headers"], host=relay.host, plan=self._scope.get("plan"))
+            self._meter.check_not_blocked()
             body = self._arrived_body(request) if request.body_bytes != 0 else b""
             if body is None:
                 return
@@ -134,11 +134,12 @@ class Exchange:
     async def _received_request(self) -> OutgoingRequest:
         """Return what is to go upstream, once enough of it is there and it is admitted."""
         scope, relay, meter = self._scope, self._relay, self._meter
+        # First: of two keys neither is the one that limits could be asked about.
+        request = wire.to_upstream(scope["headers"], host=relay.host, plan=scope.get("plan"))
         meter.check_not_blocked()
         limiter = relay.limiter
         if limiter is not None:
             limiter.screen_request(meter, scope)
-        request = wire.to_upstream(scope["headers"], host=relay.host, plan=scope.get("plan"))
         body: bytes | httpx.AsyncByteStream = b""
         if request.body_bytes != 0:
             arrived = self._arrived_body(request)

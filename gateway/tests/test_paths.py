@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import PathRefusedError
-from gateway.paths import is_gateway_path
+from gateway.paths import is_gateway_path, is_plainly_gateway_path
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,10 @@ def test_every_path_is_placed_or_refused(pieces: list[bytes]) -> None:
     except PathRefusedError:
         return
     assert ours == (path == b"/v1" or path.startswith(b"/v1/"))
+
+
+def test_routes_of_openais_beside_v1_are_no_gateway_paths() -> None:
+    for path in (b"/dashboard/billing/usage", b"/dashboard/billing/subscription/", b"/v1x/models"):
+        assert not is_gateway_path(path)
+        assert not is_plainly_gateway_path(path)
+    assert is_plainly_gateway_path(b"/v1/models")
