@@ -210,8 +210,8 @@ class Exchange:
     def _answer_in_turn(self) -> None:
         """Respond in the turn in which the whole answer came. What has to be waited for is left to the task."""
         call = self._call
-        if call is None or call.answer.status > 599:
-            return
+        if call is None or call.answer.status > 599 or self._cancelled_for is not None:
+            return  # who has left, or was given up, has no answer: the task is on its way to say so
         self._stream = call.answer
         try:
             self._take_head(call.answer.status, call.answer.fields)
@@ -414,7 +414,7 @@ class Exchange:
         """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
         # Not the loop's clock: uvloop's stands still within one turn of the loop.
         meter = self._meter
-        # In whole numbers: to write out a float takes as long as all else that is done here.
+        # In whole numbers, which are quicker to write out.
         own, own_rest = divmod(int((meter.asked_s - meter.started_s) * 1e5), 100)
         upstream, upstream_rest = divmod(int((time.perf_counter() - meter.asked_s) * 1e5), 100)
         return b"proxy;dur=%d.%02d, upstream;dur=%d.%02d" % (own, own_rest, upstream, upstream_rest)

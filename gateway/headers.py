@@ -101,7 +101,7 @@ _LOOKED_INTO = {
     b"x-request-id": _REQUEST_ID,
     b"content-encoding": _ENCODING,
 }
-_SEEN_BY_SERVER = frozenset((b"host", b"expect"))
+_SETTLED_BY_SERVER = frozenset((b"expect", b"transfer-encoding"))
 _UPSTREAM_LOOKED_AT = frozenset((b"authorization", b"content-length", b"content-type"))
 _CLIENT_LOOKED_AT = frozenset(
     (b"content-encoding", b"content-length", b"content-type", b"date", b"trailer", b"x-request-id")
@@ -168,7 +168,7 @@ class Plan:
         self.at = {name: at for at, name in enumerate(names) if name in looked_at}
         self.places = [(what, self.at[name]) for name, what in _LOOKED_INTO.items() if name in self.at]
         self.hosts = names.count(b"host")
-        self.is_usual = self.hosts == 1 and not {b"transfer-encoding", b"expect"} & set(names)
+        self.is_usual = self.hosts == 1 and _SETTLED_BY_SERVER.isdisjoint(names)
         self.refusal = _refusal(names)
 
 
@@ -193,7 +193,7 @@ class Plans(dict[tuple[bytes, ...], Plan]):
 
 
 _name_of = itemgetter(0)
-_plans_upstream = Plans(_role_upstream, _UPSTREAM_LOOKED_AT | _SEEN_BY_SERVER | {b"transfer-encoding"})
+_plans_upstream = Plans(_role_upstream, _UPSTREAM_LOOKED_AT | _SETTLED_BY_SERVER)
 _plans_to_client = Plans(_role_to_client, _CLIENT_LOOKED_AT)
 
 

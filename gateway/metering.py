@@ -273,11 +273,6 @@ class RequestMeter:
         if self.is_spliced and answer.is_event_stream:
             self._remover = UsageEventRemover()
 
-    @property
-    def removes_usage(self) -> bool:
-        """Whether events are to go through `without_usage` before the client sees them."""
-        return self._remover is not None
-
     def feed(self, chunk: bytes) -> None:
         """Look at a chunk of the answer as it stood on the wire."""
         self.response_bytes += len(chunk)

@@ -29,7 +29,8 @@ class OutgoingRequest(httpx.Request):
     httpx's own constructor copies the URL, upper-cases the method (which is case-sensitive, RFC 9110 §9.1) and takes
     the fields apart. `extensions["raw_headers"]` are the fields as they go out; `length` is what they announce, bytes
     or `CHUNKED`: their names and framing are the caller's to have checked. `extensions["on_sent"]` is called, where
-    the transport knows of it, once the request is on its way: work that the upstream need not wait for.
+    the transport knows of it, once the request is on its way: work that the upstream need not wait for. It must not
+    raise.
     """
 
     def __init__(
