@@ -46,8 +46,8 @@ class Answer(httpx.AsyncByteStream):
     _waiter: asyncio.Future[None] | None = None
     # Takes a piece in the turn in which it arrives, and says whether it has; asked only while the reader waits for it.
     on_piece: Callable[[bytes], bool] | None = None
-    # Called once, in the turn in which the answer has come to its end, if nobody has had its head yet.
-    on_end: Callable[[], None] | None = None
+    # Called once, in the turn in which there is a head, or none will come, instead of waking a reader.
+    on_arrival: Callable[[], None] | None = None
 
     def __init__(self, line: Line, *, bodyless: bool, read_timeout_s: float | None) -> None:
         self.bodyless = bodyless
@@ -62,7 +62,6 @@ class Answer(httpx.AsyncByteStream):
             if self._error is not None:
                 self._raise(self._error)
             await self._wait()
-        self.on_end = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -95,12 +94,18 @@ class Answer(httpx.AsyncByteStream):
         """Whether the next step yields at once."""
         return bool(self._chunks)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it has come."""
+        return self.ended and self._error is None
+
     def whole(self) -> bytes | None:
         """Return all of the body if it has come to its end and nothing of it was read, else None: then iterate."""
         if not self.ended or self._error is not None or self.trailers:
             return None
-        body = b"".join(self._chunks)
-        self._chunks.clear()
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
         return body
 
     # From the connection
@@ -134,16 +139,19 @@ class Answer(httpx.AsyncByteStream):
         if self._paused:
             self._paused = False
             self._line.resume_reading()
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None and error is None:
-            on_end()
 
     def nudge(self) -> None:
         """Let the reader have an empty piece: it has something to do."""
         self._chunks.append(b"")
 
     def wake(self) -> None:
-        """Let the reader go on, unless it would find nothing."""
+        """Let whoever waits go on, unless there is nothing for it; the connection's last act in its turn."""
+        on_arrival = self.on_arrival
+        if on_arrival is not None:
+            if self.status or self.ended:
+                self.on_arrival = None
+                on_arrival()
+            return
         waiter = self._waiter
         if waiter is not None and (self._chunks or self.ended or self.on_piece is None):
             self._waiter = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Protocol
 
 from gateway import headers as wire
@@ -14,8 +14,32 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class Memory:
+    """What our own server keeps in `scope["memory"]` from one request of a connection to the next, for the gateway.
+
+    `identity` is fingerprint and hint of the key in `authorization`: most clients send the same one again, and as long
+    as its connection is open, the last request's fields are in memory anyway.
+    """
+
+    authorization = b""
+    identity = ("", "")
+
+
 class Shortcuts(Protocol):
-    """What our own server offers in `scope["shortcuts"]` beside `receive` and `send`: the same, without waiting."""
+    """What our own server offers in `scope["shortcuts"]` beside `receive` and `send`: the same, without waiting.
+
+    An application that has called `defer` returns None instead of something to await. It is then run by the callbacks
+    of what it waits for, without a task, until it calls `start` or `end`.
+    """
+
+    def defer(self, on_shutdown: Callable[[], None]) -> None:
+        """Go on without a task; `on_shutdown` is called, and is to call `start`, where a task would be cancelled."""
+
+    def start(self, application: Coroutine[Any, Any, None]) -> None:
+        """Go on in a task that runs this."""
+
+    def end(self) -> None:
+        """Forget the exchange, whose answer has been sent whole, or has nobody to go to."""
 
     def whole_body(self) -> bytes | None:
         """Return the request's body if all of it has arrived and nobody has received any of it, else None."""

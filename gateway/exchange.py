@@ -29,7 +29,7 @@ from gateway.errors import (
 from gateway.outgoing import OutgoingRequest
 from gateway.request_body import RequestBody, body_too_large
 from gateway.sse import EventAligner
-from gateway.transport import Call, PooledTransport
+from gateway.transport import PooledTransport
 from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
@@ -42,22 +42,25 @@ class Exchange:
     """One request and its answer; `run` returns when the answer has been sent, or cannot be.
 
     `deadline` is a time of the loop's clock. Three things may end it early, each by cancelling the task that
-    runs it: the client leaves, somebody is silent for too long, the server stops. What need not be waited for is done
-    by `begin`, before there is a task: most requests go upstream in the turn in which they came.
+    runs it: the client leaves, somebody is silent for too long, the server stops.
+
+    Most requests need no task: `begin` sends them upstream in the turn in which they came, and `_arrived` answers in
+    the turn in which the whole answer came. Whatever else happens to them starts the task.
     """
 
     # Defaults of the class, not of each exchange: most come to their end as they are.
+    deadline = math.inf
     _task: asyncio.Task[Any] | None = None
     _outgoing: OutgoingRequest | None = None
-    _call: Call | None = None
+    _has_begun = False  # to be sent, by our own transport
     _cancelled_for: GatewayError | ClientLeftError | None = None
-    _failed_to_begin: Exception | None = None
+    _is_deferred = False
+    _failed: Exception | None = None  # before there was a task
     _stream: Any = None
     _answer: wire.ToClient | None = None
     _has_body = True
     _whole: bytes | None = None
     _counting: Awaitable[None] | None = None
-    _failed_in_turn: Exception | None = None
     _aligner: EventAligner | None = None
     _decoder: Decoder | None = None
     _left_events = b""  # metered already, and yet to be sent
@@ -76,35 +79,54 @@ class Exchange:
         self._send = send
         self._shortcuts: Shortcuts | None = scope.get("shortcuts")
         self._meter = relay.metering.begin(scope)
-        self.deadline = self._loop.time() + self._limits.silence_timeout_s
 
-    def begin(self) -> None:
-        """Do what can be done without waiting; `run` is to be awaited in any case. Never raises."""
-        relay = self._relay
-        if self._shortcuts is None or relay.limiter is not None:
-            return
+    def begin(self) -> bool:
+        """Do what can be done without waiting; return whether nothing is left but to wait for the upstream.
+
+        Then this object has deferred itself, as `Shortcuts` says; else `run` is to be awaited. Never raises.
+        """
+        relay, meter, shortcuts = self._relay, self._meter, self._shortcuts
+        if shortcuts is None or relay.limiter is not None:
+            return False
         try:
             request = wire.to_upstream(self._scope["headers"], host=relay.host, plan=self._scope.get("plan"))
-            self._meter.check_not_blocked()
+            meter.check_not_blocked()
             body = self._arrived_body(request) if request.body_bytes != 0 else b""
             if body is None:
-                return
+                return False
             self._outgoing = outgoing = self._outgoing_of(request, body)
-            transport = relay.upstream_for(self._meter)
-            self._meter.asked_s = time.perf_counter()
-            if isinstance(transport, PooledTransport):
-                self._call = call = transport.begin(outgoing)
-                if call.connection is not None:
-                    call.answer.on_end = self._answer_in_turn
+            transport = relay.upstream_for(meter)
+            meter.asked_s = time.perf_counter()
+            if self._cancelled_for is not None or not isinstance(transport, PooledTransport):
+                return False
+            self._has_begun = True
+            if not transport.begin(outgoing):
+                return False
+            outgoing.say_sent()
+            self._is_deferred = True
+            outgoing.answer.on_arrival = self._arrived
+            shortcuts.defer(self._shut_down)
         except Exception as exc:  # whatever it is, the task tells the client
-            self._failed_to_begin = exc
+            self._failed = exc
+        return self._is_deferred
+
+    def _start(self) -> None:
+        """Go on in a task after all."""
+        shortcuts, outgoing = self._shortcuts, self._outgoing
+        if self._is_deferred and shortcuts is not None and outgoing is not None:
+            self._is_deferred = False
+            outgoing.answer.on_arrival = None
+            shortcuts.start(self.run())
+
+    def _shut_down(self) -> None:
+        self._cancel(_shutting_down())
 
     async def run(self) -> None:
         # Told the loop, Python need not look for it: before 3.12 that is a system call.
         self._task = asyncio.current_task(self._loop)
         current_request_id.set(self._meter.request_id)
         try:
-            reason, self._failed_to_begin = self._failed_to_begin or self._cancelled_for, None
+            reason, self._failed = self._failed or self._cancelled_for, None
             if reason is not None:
                 raise reason
             response = await self._ask_upstream()
@@ -113,8 +135,7 @@ class Exchange:
         except BaseException as exc:
             await self._fail(exc)
         finally:
-            self._meter.settle()
-            self._relay.exchanges.discard(self)
+            self._settle()
 
     # The way up
 
@@ -124,8 +145,8 @@ class Exchange:
         if outgoing is None:
             outgoing = await self._received_request()
         transport = relay.upstream_for(self._meter)
-        if self._call is not None and isinstance(transport, PooledTransport):
-            response = await transport.complete(self._call)
+        if self._has_begun and isinstance(transport, PooledTransport):
+            response = await transport.complete(outgoing)
         else:
             response = await transport.handle_async_request(outgoing)
         self._stream = response.stream
@@ -207,22 +228,31 @@ class Exchange:
 
     # The way back
 
-    def _answer_in_turn(self) -> None:
-        """Respond in the turn in which the whole answer came. What has to be waited for is left to the task."""
-        call = self._call
-        if call is None or call.answer.status > 599 or self._cancelled_for is not None:
-            return  # who has left, or was given up, has no answer: the task is on its way to say so
-        self._stream = call.answer
-        try:
-            self._take_head(call.answer.status, call.answer.fields)
-            if self._take_whole() and self._counting is None:
-                self._respond()
-        except Exception as exc:  # whatever it is, the task tells the client
-            self._failed_in_turn = exc
+    def _arrived(self) -> None:
+        """Respond in the turn in which the whole answer came. What has to be waited for is left to a task."""
+        outgoing, shortcuts = self._outgoing, self._shortcuts
+        if outgoing is None or shortcuts is None:
+            return
+        answer = outgoing.answer
+        if answer.is_whole and answer.status <= 599:
+            self._stream = answer
+            try:
+                self._take_head(answer.status, answer.fields)
+                if self._take_whole() and self._counting is None:
+                    self._respond()
+                    self._ended = True
+                    self._settle()
+                    shortcuts.end()
+                    return
+            except Exception as exc:  # whatever it is, the task tells the client
+                self._failed = exc
+        self._start()
+
+    def _settle(self) -> None:
+        self._meter.settle()
+        self._relay.exchanges.discard(self)
 
     async def _pass_on(self, response: httpx.Response) -> None:
-        if self._failed_in_turn is not None:
-            raise self._failed_in_turn
         if self._answer is None:
             if not 200 <= response.status_code <= 599:
                 raise UpstreamProtocolError(f"The upstream answered with status {response.status_code}.")
@@ -429,8 +459,8 @@ class Exchange:
         # Shielded: a second cancellation must not keep the upstream's connection open.
         if self._stream is not None:
             await asyncio.shield(self._stream.aclose())
-        elif self._call is not None:
-            await asyncio.shield(self._call.abandon())
+        elif self._outgoing is not None:
+            await asyncio.shield(self._outgoing.abandon())
         await self._count()
         if isinstance(error, GatewayError):
             self._relay.metering.tally.failed(error.code)
@@ -449,7 +479,7 @@ class Exchange:
 
     def _failure(self, exc: BaseException) -> GatewayError | ClientLeftError:
         if isinstance(exc, asyncio.CancelledError):
-            return self._cancelled_for or ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1)
+            return self._cancelled_for or _shutting_down()
         if isinstance(exc, GatewayError | ClientLeftError):
             return exc
         if isinstance(exc, httpx.HTTPError):
@@ -501,6 +531,12 @@ class Exchange:
             self._cancelled_for = reason
             if self._task is not None:
                 self._task.cancel()
+            else:
+                self._start()
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1)
 
 
 def _declare_length(headers: wire.RawHeaders, body_bytes: int) -> None:

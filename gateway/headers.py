@@ -314,12 +314,16 @@ def is_preflight(headers: RawHeaders) -> bool:
     return b"origin" in names and b"access-control-request-method" in names
 
 
+def authorization_of(headers: RawHeaders) -> bytes:
+    return dict(headers).get(b"authorization", b"")  # quicker than to look at each; a second one is refused
+
+
 def bearer_key(headers: RawHeaders) -> bytes:
     """Return the API key of `Authorization: Bearer`, or of the browser's WebSocket subprotocol, or b"".
 
     A tab counts as a blank: an upstream may take it for one, and a blocked key must not hide behind it.
     """
-    authorization = dict(headers).get(b"authorization", b"")  # quicker than to look at each; a second one is refused
+    authorization = authorization_of(headers)
     if authorization[:6].lower() == b"bearer" and authorization[6:7] in (b" ", b"\t"):
         return authorization[7:].strip()
     for name, value in headers:

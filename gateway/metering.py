@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ from billing import keys
 from billing.events import Outcome, Usage, UsageEvent, UsageSource
 from gateway import headers as wire
 from gateway.access_log import log_access
+from gateway.asgi import Memory
 from gateway.decoding import Decoder
 from gateway.endpoints import Endpoint, Meter, endpoint_of
 from gateway.errors import KeyBlockedError
@@ -53,6 +55,7 @@ _DONE = b"[DONE]"
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
 _NOBODY = ("", "")
+_BEARERS = (b"bearer ", b"bearer\t")
 # The name of the member `stream` as it stands in JSON, unless a letter of it is escaped.
 _STREAM_NAME, _ESCAPE = b'"stream"', b"\\u"
 _RUNS = "/v1/threads/{thread_id}/runs"
@@ -102,12 +105,18 @@ class Metering:
         """Return an id unique for all time, that sorts by time."""
         return f"{time.time_ns():016x}{self._worker}{next(self._numbers) * self._scatter & 0xFFFFFFFF:08x}"
 
-    def identify(self, headers: wire.RawHeaders) -> tuple[str, str]:
+    def identify(self, headers: wire.RawHeaders, memory: Memory | None = None) -> tuple[str, str]:
         """Return fingerprint and hint of the key in a request, both "" where there is none."""
+        authorization = b"" if memory is None else wire.authorization_of(headers)
+        if memory is not None and authorization and compare_digest(authorization, memory.authorization):
+            return memory.identity
         api_key = wire.bearer_key(headers)
         if not api_key:
             return _NOBODY
-        return self.fingerprint(api_key), keys.hint(api_key)
+        identity = self.fingerprint(api_key), keys.hint(api_key)
+        if memory is not None and authorization[:7].lower() in _BEARERS:
+            memory.authorization, memory.identity = authorization, identity
+        return identity
 
 
 def _check_not_blocked(metering: Metering, fingerprint: str) -> None:
@@ -150,6 +159,7 @@ class RequestMeter:
         self.started_s = time.perf_counter()
         self.method: str = scope["method"]
         self._headers: wire.RawHeaders = scope["headers"]
+        self._memory: Memory | None = scope.get("memory")
         self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
 
     @property
@@ -166,7 +176,7 @@ class RequestMeter:
     def _identify(self) -> tuple[str, str]:
         identity = self._identity
         if identity is None:
-            identity = self._identity = self._metering.identify(self._headers)
+            identity = self._identity = self._metering.identify(self._headers, self._memory)
         return identity
 
     def look(self) -> None:
@@ -403,7 +413,7 @@ class RequestMeter:
         facts = self._read_facts()
         if facts is None:
             facts = self._form_facts() if self._form is not None else RequestFacts()
-        now_s = time.perf_counter()
+        now_s, started_s = time.perf_counter(), self.started_s
         fingerprint, hint = self._identify()
         return UsageEvent(
             id=self.request_id,
@@ -420,9 +430,10 @@ class RequestMeter:
             usage_source=source,
             usage=usage,
             upstream_request_id=self.upstream_request_id,
-            first_byte_ms=round((self.first_byte_s - self.started_s) * 1000) if self.first_byte_s else 0,
-            duration_ms=round((now_s - self.started_s) * 1000),
-            proxy_ms=round((self.asked_s - self.started_s) * 1000, 3) if self.asked_s else 0.0,
+            # Not by `round`, which takes ten times as long.
+            first_byte_ms=int((self.first_byte_s - started_s) * 1000 + 0.5) if self.first_byte_s else 0,
+            duration_ms=int((now_s - started_s) * 1000 + 0.5),
+            proxy_ms=int((self.asked_s - started_s) * 1e6 + 0.5) / 1000 if self.asked_s else 0.0,
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
         )

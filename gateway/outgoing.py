@@ -9,10 +9,14 @@ from typing import Any
 
 import httpx2 as httpx
 
-from gateway.answer import Fields
+from gateway.answer import Answer, Fields
 from gateway.connection import Connection
 
 CHUNKED = -1
+# RFC 9110 §9.2.2: what may be sent a second time without being asked to.
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# Bodies up to this go out in one write with their head.
+JOINED_BYTES = 65_536
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _PLAIN, _LENGTH, _CODING = range(3)
@@ -21,6 +25,7 @@ _FRAMING_NAMES = {b"content-length": _LENGTH, b"transfer-encoding": _CODING}
 _MAX_KNOWN = 1024
 _known_names: dict[bytes, int] = {}
 _known_methods: dict[str, bytes] = {}
+_NO_LIMITS: dict[str, float | None] = {}
 
 
 class OutgoingRequest(httpx.Request):
@@ -28,10 +33,19 @@ class OutgoingRequest(httpx.Request):
 
     httpx's own constructor copies the URL, upper-cases the method (which is case-sensitive, RFC 9110 §9.1) and takes
     the fields apart. `extensions["raw_headers"]` are the fields as they go out; `length` is what they announce, bytes
-    or `CHUNKED`: their names and framing are the caller's to have checked. `extensions["on_sent"]` is called, where
-    the transport knows of it, once the request is on its way: work that the upstream need not wait for. It must not
-    raise.
+    or `CHUNKED`: their names and framing are the caller's to have checked, or None: then `assemble` does.
+    `extensions["on_sent"]` is called, where the transport knows of it, once the request is on its way: work that the
+    upstream need not wait for. It must not raise.
+
+    Our own transport sends it, by `assemble` and `send_on`; it may go out twice. `answer` is there once it was sent.
     """
+
+    connection: Connection | None = None  # that it was sent on
+    answer: Answer
+
+    _head = b""
+    _rest = b""
+    _upload: Upload | None = None
 
     def __init__(
         self,
@@ -39,7 +53,7 @@ class OutgoingRequest(httpx.Request):
         url: httpx.URL,
         *,
         fields: Fields,
-        length: int,
+        length: int | None,
         body: bytes | httpx.AsyncByteStream,
         target: bytes,
         timeout: dict[str, float | None],
@@ -53,6 +67,62 @@ class OutgoingRequest(httpx.Request):
         self.target = target
         self.timeout = timeout
         self.on_sent = on_sent
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> OutgoingRequest:
+        """Return a request of httpx's in this form."""
+        extensions = request.extensions
+        fields = extensions.get("raw_headers")
+        body: Any = request.stream
+        return cls(
+            request.method,
+            request.url,
+            fields=request.headers.raw if fields is None else fields,
+            length=None,
+            body=b"".join(body) if isinstance(body, httpx.ByteStream) else body,
+            target=extensions.get("target") or request.url.raw_path,
+            timeout=extensions.get("timeout") or _NO_LIMITS,
+            on_sent=extensions.get("on_sent"),
+        )
+
+    def assemble(self) -> None:
+        """Make it ready for the wire. Raises httpx.LocalProtocolError."""
+        head, length = request_head(self.method, self.target, self.fields, length=self.length)
+        body = self.body
+        if isinstance(body, bytes):
+            body = framed(body, length)
+            if len(body) <= JOINED_BYTES:
+                head += body
+            else:
+                self._rest = body
+        elif isinstance(body, AsyncIterable):
+            self._upload = Upload(body, length=length, write_timeout_s=self.timeout.get("write"))
+        else:
+            raise httpx.LocalProtocolError("a request stream that is not async")
+        self._head = head
+
+    @property
+    def repeatable(self) -> bool:
+        return self._upload is None and self.method in IDEMPOTENT
+
+    def send_on(self, connection: Connection) -> None:
+        self.connection = connection
+        self.answer = connection.ask(
+            self._head, self._rest, bodyless=self.method == "HEAD", read_timeout_s=self.timeout.get("read")
+        )
+        if self._upload is not None:
+            connection.upload(self._upload.run(connection))
+
+    async def abandon(self) -> None:
+        """Drop what nobody waits for any more."""
+        if self.connection is not None:
+            await self.answer.aclose()
+
+    def say_sent(self) -> None:
+        """Tell whoever asked, once."""
+        on_sent, self.on_sent = self.on_sent, None
+        if on_sent is not None:
+            on_sent()
 
     # What httpx's class has as attributes is made here when somebody looks.
 

@@ -65,16 +65,20 @@ class Relay:
         self._sandbox = sandbox
         self._sandbox_fingerprint = metering.fingerprint(sandbox_key.encode())
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        # No coroutine of its own: each costs every request.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passing = self.begin({**scope, "shortcuts": None}, receive, send)
+        if passing is not None:
+            await passing
+
+    def begin(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
+        """Do what can be done without waiting, and return what is to be awaited; None as `Shortcuts` says."""
         if scope["method"] == "OPTIONS" and wire.is_preflight(scope["headers"]):
             return _allow(scope, send)
         if len(self.exchanges) + self.open_sockets >= self.limits.max_open_streams:
             return self._refuse(scope, send)
         exchange = Exchange(self, scope, receive, send)
         self.exchanges.add(exchange)  # here, not in its task: many may be called for before any task runs
-        exchange.begin()
-        return exchange.run()
+        return None if exchange.begin() else exchange.run()
 
     @property
     def open_streams(self) -> int:

@@ -173,6 +173,7 @@ class Segment:
             self.first_at = time.time()
         written = 0
         try:
+            written = os.write(self._descriptor, line)
             while written < len(line):  # a full disk first takes a part, and says why when asked again
                 written += os.write(self._descriptor, line[written:])
         except OSError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import threading
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Iterator
 from http import HTTPStatus
+from operator import attrgetter
 
 from billing.events import UsageEvent
 
@@ -20,17 +23,31 @@ EDGES_MS: dict[str, tuple[float, ...]] = {
     "added_latency_seconds": ADDED_EDGES_MS,
 }
 
+# Requests that have ended and are yet to be counted: the larger, the less each costs.
+_MOST_UNCOUNTED = 256
+
 _KNOWN_STATUSES = {status.value for status in HTTPStatus}
 
 
 class _Times:
     """How many were at most as long as each edge and longer than the one before, and their sum."""
 
-    __slots__ = ("counts", "total_ms")
+    __slots__ = ("_edges_ms", "counts", "total_ms")
 
     def __init__(self, edges_ms: tuple[float, ...]) -> None:
+        self._edges_ms = edges_ms
         self.counts = [0] * (len(edges_ms) + 1)
         self.total_ms = 0.0
+
+    def add(self, times_ms: list[float]) -> None:
+        times_ms.sort()
+        below = 0
+        for at, edge_ms in enumerate(self._edges_ms):
+            up_to = bisect_right(times_ms, edge_ms)
+            self.counts[at] += up_to - below
+            below = up_to
+        self.counts[-1] += len(times_ms) - below
+        self.total_ms += sum(times_ms)
 
     def values(self) -> list[float]:
         return [*self.counts, self.total_ms]
@@ -45,21 +62,17 @@ class _AtEndpoint:
         self.request_bytes = self.response_bytes = 0
 
 
-class _Ending:
-    """Requests to one endpoint that ended in one way."""
-
-    __slots__ = ("at", "requests")
-
-    def __init__(self, at: _AtEndpoint) -> None:
-        self.at = at
-        self.requests = 0
+_ending_of = attrgetter("endpoint", "outcome", "status")
 
 
 class Tally:
-    """Added to by the event loop; any thread may read it meanwhile, and then sees a request in part at worst."""
+    """Added to by the event loop; any thread may read it meanwhile."""
 
     def __init__(self) -> None:
-        self._endings: dict[tuple[str, str, int], _Ending] = {}
+        # Counted some hundreds at a time: one by one, each would cost ten times as much.
+        self._uncounted_events: deque[tuple[UsageEvent, bool]] = deque()
+        self._counting = threading.Lock()
+        self._endings: dict[tuple[str, str, int], int] = {}
         self._endpoints: dict[str, _AtEndpoint] = {}
         self._added = _Times(ADDED_EDGES_MS)
         self._failures: dict[str, int] = {}
@@ -67,31 +80,11 @@ class Tally:
         self._uncounted = 0
 
     def finished(self, event: UsageEvent, *, has_begun: bool) -> None:
-        """Count a request that has ended, and whether an answer to it had begun.
-
-        Costs each request about a microsecond: mind that.
-        """
-        ending = self._endings.get((event.endpoint, event.outcome, event.status))
-        if ending is None:
-            ending = self._new_ending(event)
-        ending.requests += 1
-        at = ending.at
-        at.request_bytes += event.request_bytes
-        at.response_bytes += event.response_bytes
-        ms: float = event.duration_ms
-        times = at.duration
-        times.counts[bisect_left(WAIT_EDGES_MS, ms)] += 1
-        times.total_ms += ms
-        if has_begun:
-            ms = event.first_byte_ms
-            times = at.first_byte
-            times.counts[bisect_left(WAIT_EDGES_MS, ms)] += 1
-            times.total_ms += ms
-        ms = event.proxy_ms
-        if ms:
-            times = self._added
-            times.counts[bisect_left(ADDED_EDGES_MS, ms)] += 1
-            times.total_ms += ms
+        """Count a request that has ended, and whether an answer to it had begun."""
+        uncounted = self._uncounted_events
+        uncounted.append((event, has_begun))
+        if len(uncounted) >= _MOST_UNCOUNTED:
+            self._count()
 
     def failed(self, code: str) -> None:
         """Count an error of the gateway's own, by the code that the client was told."""
@@ -105,22 +98,43 @@ class Tally:
         """Count a request whose limits nobody could look at."""
         self._uncounted += 1
 
-    def _new_ending(self, event: UsageEvent) -> _Ending:
-        at = self._endpoints.get(event.endpoint)
-        if at is None:
-            at = self._endpoints[event.endpoint] = _AtEndpoint()
-        # An upstream may make up as many statuses as it likes: those that nobody knows count together.
-        status = event.status if event.status in _KNOWN_STATUSES else event.status // 100
-        return self._endings.setdefault((event.endpoint, event.outcome, status), _Ending(at))
+    def _count(self) -> None:
+        """Count what has ended since the last time."""
+        with self._counting:
+            uncounted = self._uncounted_events
+            by_endpoint: dict[str, list[tuple[UsageEvent, bool]]] = {}
+            for _ in range(len(uncounted)):
+                pair = uncounted.popleft()
+                by_endpoint.setdefault(pair[0].endpoint, []).append(pair)
+            for endpoint, pairs in by_endpoint.items():
+                at = self._endpoints.get(endpoint)
+                if at is None:
+                    at = self._endpoints[endpoint] = _AtEndpoint()
+                self._count_at(at, pairs)
+
+    def _count_at(self, at: _AtEndpoint, pairs: list[tuple[UsageEvent, bool]]) -> None:
+        events = [event for event, _ in pairs]
+        for ending, requests in Counter(map(_ending_of, events)).items():
+            endpoint, outcome, status = ending
+            if status not in _KNOWN_STATUSES:
+                # An upstream may make up as many as it likes: those that nobody knows count together.
+                ending = endpoint, outcome, status // 100
+            self._endings[ending] = self._endings.get(ending, 0) + requests
+        at.request_bytes += sum([event.request_bytes for event in events])
+        at.response_bytes += sum([event.response_bytes for event in events])
+        at.duration.add([event.duration_ms for event in events])
+        at.first_byte.add([event.first_byte_ms for event, has_begun in pairs if has_begun])
+        self._added.add([event.proxy_ms for event in events if event.proxy_ms])
 
     def counters(self) -> dict[Key, float]:
         """Return everything that only grows, under metric and labels."""
+        self._count()
         found: dict[Key, float] = {}
-        for (endpoint, outcome, status), ending in list(self._endings.items()):
-            _add(found, ("requests", endpoint, outcome, status_class(status)), ending.requests)
+        for (endpoint, outcome, status), requests in list(self._endings.items()):
+            _add(found, ("requests", endpoint, outcome, status_class(status)), requests)
             if outcome in ("completed", "client_closed"):
                 shown = str(status) if status in _KNOWN_STATUSES else status_class(status)
-                _add(found, ("upstream_answers", shown), ending.requests)
+                _add(found, ("upstream_answers", shown), requests)
         for endpoint, at in list(self._endpoints.items()):
             found["request_bytes", endpoint] = at.request_bytes
             found["response_bytes", endpoint] = at.response_bytes
@@ -136,6 +150,7 @@ class Tally:
         return {key: times.values() for key, times in self._all_times()}
 
     def _all_times(self) -> Iterator[tuple[Key, _Times]]:
+        self._count()
         yield ("added_latency_seconds",), self._added
         for endpoint, at in list(self._endpoints.items()):
             yield ("first_byte_seconds", endpoint), at.first_byte

@@ -10,25 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterable
-from typing import Any
 
 import httpx2 as httpx
 
 from gateway.answer import Answer
 from gateway.connect import open_socket, tls_context
 from gateway.connection import Connection, Origin, ReadBuffer
-from gateway.outgoing import OutgoingRequest, Upload, framed, request_head
+from gateway.outgoing import OutgoingRequest
 
 __all__ = ["PooledTransport", "tls_context"]
 
-# RFC 9110 §9.2.2: what may be sent a second time without being asked to.
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-# Bodies up to this go out in one write with their head.
-JOINED_BYTES = 65_536
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NO_LIMITS: dict[str, float | None] = {}
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -63,34 +55,38 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self.complete(self.begin(request))
+        outgoing = request if isinstance(request, OutgoingRequest) else OutgoingRequest.of(request)
+        self.begin(outgoing)
+        return await self.complete(outgoing)
 
-    def begin(self, request: httpx.Request) -> Call:
-        """Send a request at once if a connection for it is idle; `complete` is to be awaited in any case.
+    def begin(self, request: OutgoingRequest) -> bool:
+        """Send a request at once if a connection for it is idle, and return whether one was.
 
         Raises httpx.LocalProtocolError.
         """
-        call = Call(request, self._origin_of(request.url))
-        connection = self._take_idle(call.origin)
-        if connection is not None:
-            call.send_on(connection)
-        return call
+        request.assemble()
+        connection = self._take_idle(self._origin_of(request.url))
+        if connection is None:
+            return False
+        request.send_on(connection)
+        return True
 
-    async def complete(self, call: Call) -> httpx.Response:
-        """Return the answer to what was begun, or begins only now."""
-        if call.connection is not None:
-            call.say_sent()
+    async def complete(self, request: OutgoingRequest) -> httpx.Response:
+        """Return the answer to what was begun: sent already, or only now."""
+        if request.connection is not None:
+            request.say_sent()
             try:
-                await call.answer.head()
-                return _Response(call.answer)
+                await request.answer.head()
+                return _Response(request.answer)
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 # The upstream closed the idle connection while the request was on its way.
-                if not (call.repeatable and call.connection.heard_nothing_of(call.answer)):
+                if not (request.repeatable and request.connection.heard_nothing_of(request.answer)):
                     raise
-        call.send_on(await self._connect(call.origin, call.limits.get("connect", self._connect_timeout_s)))
-        call.say_sent()
-        await call.answer.head()
-        return _Response(call.answer)
+        limit_s = request.timeout.get("connect", self._connect_timeout_s)
+        request.send_on(await self._connect(self._origin_of(request.url), limit_s))
+        request.say_sent()
+        await request.answer.head()
+        return _Response(request.answer)
 
     @property
     def idle(self) -> int:
@@ -210,70 +206,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._reaper = None
         if next_s is not None:
             self._reaper = loop.call_at(next_s + self._idle_timeout_s, self._reap, loop)
-
-
-class Call:
-    """One request made ready for the wire, so that it may go out twice; `answer` is there once it was sent."""
-
-    connection: Connection | None = None
-    answer: Answer
-
-    _rest = b""
-    _upload: Upload | None = None
-
-    def __init__(self, request: httpx.Request, origin: Origin) -> None:
-        self.origin = origin
-        self._method = request.method
-        body: Any
-        if isinstance(request, OutgoingRequest):
-            self.limits = request.timeout
-            self._on_sent = request.on_sent
-            head, length = request_head(request.method, request.target, request.fields, length=request.length)
-            body = request.body
-        else:
-            extensions = request.extensions
-            self.limits = extensions.get("timeout") or _NO_LIMITS
-            self._on_sent = extensions.get("on_sent")
-            target = extensions.get("target") or request.url.raw_path
-            fields = extensions.get("raw_headers")
-            head, length = request_head(request.method, target, request.headers.raw if fields is None else fields)
-            body = request.stream
-            if isinstance(body, httpx.ByteStream):
-                body = b"".join(body)
-        if isinstance(body, bytes):
-            body = framed(body, length)
-            if len(body) <= JOINED_BYTES:
-                head += body
-            else:
-                self._rest = body
-        elif isinstance(body, AsyncIterable):
-            self._upload = Upload(body, length=length, write_timeout_s=self.limits.get("write"))
-        else:
-            raise httpx.LocalProtocolError("a request stream that is not async")
-        self._head = head
-
-    @property
-    def repeatable(self) -> bool:
-        return self._upload is None and self._method in IDEMPOTENT
-
-    def send_on(self, connection: Connection) -> None:
-        self.connection = connection
-        self.answer = connection.ask(
-            self._head, self._rest, bodyless=self._method == "HEAD", read_timeout_s=self.limits.get("read")
-        )
-        if self._upload is not None:
-            connection.upload(self._upload.run(connection))
-
-    async def abandon(self) -> None:
-        """Drop what nobody waits for any more."""
-        if self.connection is not None:
-            await self.answer.aclose()
-
-    def say_sent(self) -> None:
-        """Tell whoever asked, once."""
-        on_sent, self._on_sent = self._on_sent, None
-        if on_sent is not None:
-            on_sent()
 
 
 class _Response(httpx.Response):

@@ -126,12 +126,12 @@ class Application:
             sandbox_key=settings.SANDBOX_KEY,
         )
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
         kind = scope["type"]
         if kind == "http":
             raw_path = scope["raw_path"]
             if is_plainly_gateway_path(raw_path) and raw_path not in _LEDGER_PATHS:
-                return self._relay(scope, receive, send)
+                return self._relay.begin(scope, receive, send)
             return self._http(scope, receive, send)
         if kind == "websocket":
             return self._realtime(scope, receive, send)

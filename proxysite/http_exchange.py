@@ -23,6 +23,7 @@ _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status.value, status.phrase.
 _PLAIN, _LENGTH, _DATE, _CONNECTION, _CODING = range(5)
 _ROLES = {b"content-length": _LENGTH, b"date": _DATE, b"connection": _CONNECTION, b"transfer-encoding": _CODING}
 _DISCONNECT = {"type": "http.disconnect"}
+_NO_SCOPE: dict[str, Any] = {}
 _BUFFERED_BODY_BYTES = 64 * 1024
 # Until a closing connection whose peer does not read is dropped, and until one is reset.
 _FLUSH_SECONDS = 30.0
@@ -38,11 +39,13 @@ class Exchange:
 
     `scope["on_disconnect"]` takes a callback for the moment the client leaves, once the request's body has been
     received: cheaper than a task that awaits `receive`. `scope["shortcuts"]` is this object, as
-    `gateway.asgi.Shortcuts`.
+    `gateway.asgi.Shortcuts`; an application that makes use of it to defer itself has no task.
     """
 
     # Defaults of the class, not of each exchange: most come to their end as they are.
-    task: asyncio.Task[None] | None = None
+    _task: asyncio.Task[None] | None = None
+    _has_run = False
+    _on_shutdown: Callable[[], None] | None = None
     disconnected = False
     more_body = True
     response_started = False
@@ -94,7 +97,33 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    # From the server
+
+    def cancel(self, msg: str = "") -> None:
+        """End what still runs; as a task's."""
+        if self._task is None:
+            if self._on_shutdown is not None:
+                self._on_shutdown()
+        elif self._has_run:
+            self._task.cancel(msg)
+        else:
+            # Not before its first step, which then never came: nobody would say how the request has ended.
+            self.protocol.loop.call_soon(self._task.cancel, msg)
+
     # To the application
+
+    def defer(self, on_shutdown: Callable[[], None]) -> None:
+        self._on_shutdown = on_shutdown
+
+    def start(self, application: Awaitable[None]) -> None:
+        # Not loop.create_task: it lets the class number the task's name, for nobody to read.
+        self._task = asyncio.Task(self._run(application), loop=self.protocol.loop, name="request")
+
+    def end(self) -> None:
+        self.protocol.exchange_ended(self)
+        # They lead back here: a cycle for the garbage collector, with every request.
+        self._task = self._on_disconnect = self._on_shutdown = None
+        self.scope = _NO_SCOPE
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         self._on_disconnect = callback
@@ -250,8 +279,9 @@ class Exchange:
         self._wake()
         self.protocol.response_ended(self)
 
-    async def run(self, application: Awaitable[None]) -> None:
+    async def _run(self, application: Awaitable[None]) -> None:
         """Await the application; whatever goes wrong, the client sees a whole response or a cut one."""
+        self._has_run = True
         try:
             await application
             if not (self.response_complete or self.disconnected):
@@ -266,11 +296,7 @@ class Exchange:
             else:
                 self.protocol.refuse(GatewayError("Internal server error."))
         finally:
-            self.protocol.exchange_ended(self)
-            # They lead back here: a cycle for the garbage collector, with every request.
-            self.task = self._on_disconnect = None
-            self.scope.pop("on_disconnect", None)
-            self.scope.pop("shortcuts", None)
+            self.end()
 
     def cut(self) -> None:
         """End the connection so that the client can tell the response from a whole one."""

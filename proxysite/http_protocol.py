@@ -6,7 +6,6 @@ HTTP/1.0 in chunks, refuses a 304 with a length, and knows no methods but llhttp
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http
 import logging
@@ -17,6 +16,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.asgi import Memory
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
 from gateway.headers import Plan, plan_of
 from proxysite import settings
@@ -48,6 +48,7 @@ class HTTPProtocol(HttpToolsProtocol):
         # When this connection is to be closed, on the loop's clock: a number that is moved costs nothing where
         # a timer for each request would.
         self._deadline = math.inf
+        self._memory = Memory()
         self._is_idle = True
         self._in_head = False
         # Since the connection was idle, or since the last byte of a body: of a head, or of trailers.
@@ -265,7 +266,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self._start_exchange()
 
     def _scope_of(self, method: bytes) -> dict[str, Any]:
-        """Return the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers.
+        """Return the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers,
+        `memory` this connection's.
 
         Raises BadRequestError.
         """
@@ -298,6 +300,7 @@ class HTTPProtocol(HttpToolsProtocol):
             "headers": self.headers,
             "plan": plan,
             "state": self.app_state,
+            "memory": self._memory,
         }
 
     def _check_fields(self, plan: Plan, version: str) -> None:
@@ -337,15 +340,15 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _run(self, exchange: Exchange) -> None:
         self._running = exchange
-        # Not loop.create_task: it lets the class number the task's name, for nobody to read.
+        # As uvicorn's tasks: all that it does with those is to count them, and to cancel them in the end.
+        self.tasks.add(exchange)  # type: ignore[arg-type]
         application: Any = self.app(exchange.scope, exchange.receive, exchange.send)
-        exchange.task = task = asyncio.Task(exchange.run(application), loop=self.loop, name="request")
-        self.tasks.add(task)
+        if application is not None:
+            exchange.start(application)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Forget an exchange whose application has returned."""
-        if exchange.task is not None:
-            self.tasks.discard(exchange.task)
+        self.tasks.discard(exchange)
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0

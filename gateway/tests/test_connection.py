@@ -181,29 +181,29 @@ async def test_a_piece_is_taken_in_the_turn_in_which_it_arrives_unless_it_would_
     theirs.close()
 
 
-async def test_the_end_of_an_answer_is_told_in_its_turn_unless_its_head_was_handed_out() -> None:
-    told: list[str] = []
+async def test_an_answer_is_told_of_once_in_the_turn_in_which_its_head_came_or_will_not_come() -> None:
+    told: list[bool] = []
 
-    async def told_of(*pieces: bytes, reads_head_first: bool) -> list[str]:
+    async def told_of(*pieces: bytes) -> list[bool]:
         ours, theirs = socket.socketpair()
         connection = Connection(("http", "x", 80), buffer=ReadBuffer(), on_free=lambda _: None, on_lost=lambda _: None)
         await connection.loop.create_connection(lambda: connection, sock=ours)
         answer = connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", bodyless=False, read_timeout_s=None)
         told.clear()
-        answer.on_end = lambda: told.append("end")
+        answer.on_arrival = lambda: told.append(answer.is_whole)
         for piece in pieces:
             connection.get_buffer(-1)[: len(piece)] = piece
             connection.buffer_updated(len(piece))
-            if reads_head_first:
-                await answer.head()
         theirs.close()
         return list(told)
 
     head, body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok"
-    assert await told_of(head + body, reads_head_first=False) == ["end"]
-    assert await told_of(head, body, reads_head_first=False) == ["end"]
-    assert await told_of(head, body, reads_head_first=True) == []
-    assert await told_of(b"nonsense", reads_head_first=False) == []
+    assert await told_of(head + body) == [True]
+    assert await told_of(head, body) == [False]
+    assert await told_of(head[:20]) == []
+    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n") == []
+    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n" + head + body) == [True]
+    assert await told_of(b"this is not HTTP\r\n\r\n") == [False]
 
 
 async def test_a_connection_is_free_before_its_answer_is_read(
