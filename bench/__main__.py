@@ -17,7 +17,7 @@ from bench import load, measure, report
 from bench.conversations import conversations
 from bench.measure import DISTURBED_AT, FULL, QUICK, Bench
 from bench.processes import ProcessError
-from bench.proxies import DIRECT, LAUNCHERS, Target, fake_upstream, find_tool, proxy
+from bench.proxies import DIRECT, LAUNCHERS, RELAY, Target, fake_upstream, find_tool, proxy
 
 MEASUREMENTS = ("requests", "chunks", "latency", "streams", "memory", "bulk", "conversations")
 UPSTREAMS = ("http", "tls")
@@ -28,6 +28,8 @@ SIDE_BY_SIDE = {
     "latency": measure.latency,
     "streams": measure.streams,
 }
+# What the relay by itself has bars for.
+COSTS = ("requests", "chunks", "latency")
 ONE_AT_A_TIME = {"memory": measure.memory, "bulk": measure.bulk, "conversations": conversations}
 
 
@@ -120,13 +122,15 @@ def run_kind(
             targets = [direct, *(stack.enter_context(start(name)) for name in options.proxies)]
             for measurement in side_by_side:
                 with told(f"{kind}: {measurement}"):
-                    slow = measurement == "streams" and not options.all_streams
-                    chosen = [target for target in targets if not (slow and target.name == "httpx")]
+                    left_out = set() if measurement in COSTS else {RELAY}
+                    if measurement == "streams" and not options.all_streams:
+                        left_out.add("httpx")
+                    chosen = [target for target in targets if target.name not in left_out]
                     merge(results, SIDE_BY_SIDE[measurement](bench, chosen))
     for measurement, act in ONE_AT_A_TIME.items():
         if measurement in options.only:
             with told(f"{kind}: {measurement}"):
-                for name in options.proxies:
+                for name in [name for name in options.proxies if name != RELAY]:
                     merge(results, act(bench, name, start))
 
 

@@ -25,6 +25,7 @@ from bench.processes import ProcessError, running
 ROOT = Path(__file__).resolve().parents[1]
 READY_TIMEOUT_S = 60.0
 SETUP_TIMEOUT_S = 120.0
+RELAY = "relay"  # our own without its accounting
 DIRECT = "direct"  # the load against the upstream with nothing between: the ceiling of every figure
 
 
@@ -136,11 +137,19 @@ def launch_gateway(
     return Launch([*manage, "serve"], env, before=[*manage, "setup"])
 
 
+def launch_relay(work_dir: Path, port: int, upstream: Upstream, kind: str) -> Launch:
+    """See `bench.relay_alone`."""
+    gateway = launch_gateway(work_dir, port, upstream, kind)
+    argv = [sys.executable, "-m", "gunicorn", "-c", "python:proxysite.gunicorn_conf", "bench.relay_alone:application"]
+    return Launch(argv, gateway.env, before=gateway.before)
+
+
 Launcher = Callable[[Path, int, Upstream, str], Launch]
 
 LAUNCHERS: dict[str, Launcher] = {
     "nginx": launch_nginx,
     "own": partial(launch_gateway, transport="own"),
+    RELAY: launch_relay,
     "httpx": partial(launch_gateway, transport="httpx"),
 }
 

@@ -101,7 +101,7 @@ class Answer(httpx.AsyncByteStream):
 
     def whole(self) -> bytes | None:
         """Return all of the body if it has come to its end and nothing of it was read, else None: then iterate."""
-        if not self.ended or self._error is not None or self.trailers:
+        if not self.is_whole or self.trailers:
             return None
         chunks = self._chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -28,12 +28,13 @@ class Memory:
 class Shortcuts(Protocol):
     """What our own server offers in `scope["shortcuts"]` beside `receive` and `send`: the same, without waiting.
 
-    An application that has called `defer` returns None instead of something to await. It is then run by the callbacks
-    of what it waits for, without a task, until it calls `start` or `end`.
+    An application that is given them may return None instead of something to await. It is then run by the callbacks of
+    what it waits for, without a task, until it calls `start` or `end`. Whatever is put between it and the server, and
+    would await None, must take them out of the scope.
     """
 
-    def defer(self, on_shutdown: Callable[[], None]) -> None:
-        """Go on without a task; `on_shutdown` is called, and is to call `start`, where a task would be cancelled."""
+    def on_shutdown(self, callback: Callable[[], None]) -> None:
+        """Have the callback called, at any moment until the end, where else the task would be cancelled."""
 
     def start(self, application: Coroutine[Any, Any, None]) -> None:
         """Go on in a task that runs this."""

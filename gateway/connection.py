@@ -38,6 +38,7 @@ class ReadBuffer:
     def holding(self, nbytes: int) -> memoryview:
         if nbytes > len(self.whole):
             self.whole = memoryview(bytearray(nbytes))
+            self.plain = self.whole[:READ_BYTES]
         return self.whole
 
 
@@ -132,7 +133,8 @@ class Connection(asyncio.BufferedProtocol):
         """Keep the socket open past the event loop's closing of it; not under TLS, whose keys the loop has."""
         sock = self._socket_transport.get_extra_info("socket")
         if self._held_socket is None and sock is not None and self._transport is self._socket_transport:
-            self._held_socket = socket.socket(fileno=os.dup(sock.fileno()))
+            with contextlib.suppress(OSError):  # no descriptor to spare: then it may be closed early
+                self._held_socket = socket.socket(fileno=os.dup(sock.fileno()))
 
     def _let_go_of_socket(self) -> None:
         if self._held_socket is not None:

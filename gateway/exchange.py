@@ -52,7 +52,6 @@ class Exchange:
     deadline = math.inf
     _task: asyncio.Task[Any] | None = None
     _outgoing: OutgoingRequest | None = None
-    _has_begun = False  # to be sent, by our own transport
     _cancelled_for: GatewayError | ClientLeftError | None = None
     _is_deferred = False
     _failed: Exception | None = None  # before there was a task
@@ -86,7 +85,10 @@ class Exchange:
         Then this object has deferred itself, as `Shortcuts` says; else `run` is to be awaited. Never raises.
         """
         relay, meter, shortcuts = self._relay, self._meter, self._shortcuts
-        if shortcuts is None or relay.limiter is not None:
+        if shortcuts is None:
+            return False
+        shortcuts.on_shutdown(self._shut_down)
+        if relay.limiter is not None:
             return False
         try:
             request = wire.to_upstream(self._scope["headers"], host=relay.host, plan=self._scope.get("plan"))
@@ -95,17 +97,17 @@ class Exchange:
             if body is None:
                 return False
             self._outgoing = outgoing = self._outgoing_of(request, body)
+            if self._cancelled_for is not None:
+                return False
             transport = relay.upstream_for(meter)
             meter.asked_s = time.perf_counter()
-            if self._cancelled_for is not None or not isinstance(transport, PooledTransport):
+            if not isinstance(transport, PooledTransport):
                 return False
-            self._has_begun = True
             if not transport.begin(outgoing):
                 return False
             outgoing.say_sent()
             self._is_deferred = True
             outgoing.answer.on_arrival = self._arrived
-            shortcuts.defer(self._shut_down)
         except Exception as exc:  # whatever it is, the task tells the client
             self._failed = exc
         return self._is_deferred
@@ -141,11 +143,14 @@ class Exchange:
 
     async def _ask_upstream(self) -> httpx.Response:
         relay = self._relay
-        outgoing = self._outgoing
+        outgoing, has_begun = self._outgoing, True
         if outgoing is None:
-            outgoing = await self._received_request()
+            outgoing, has_begun = await self._received_request(), False
         transport = relay.upstream_for(self._meter)
-        if self._has_begun and isinstance(transport, PooledTransport):
+        if not isinstance(transport, PooledTransport):
+            self._meter.is_sent = True  # nobody says when
+            response = await transport.handle_async_request(outgoing)
+        elif has_begun:
             response = await transport.complete(outgoing)
         else:
             response = await transport.handle_async_request(outgoing)

@@ -137,6 +137,7 @@ class RequestMeter:
     upstream_request_id = ""
     asked_s = first_byte_s = 0.0
     is_finished = is_spliced = False
+    is_sent = False  # or may have been, where the transport does not say
     _request_id = ""
     _identity: tuple[str, str] | None = None
     _unread: bytes | None = None  # a body whose facts nobody has asked for yet
@@ -181,6 +182,7 @@ class RequestMeter:
 
     def look(self) -> None:
         """Find out what the record will say of the request, now that it is on its way. Never raises."""
+        self.is_sent = True
         self._identify()
         self._read_facts()
 
@@ -314,7 +316,7 @@ class RequestMeter:
 
     def tells_usage_at_its_end(self) -> bool:
         """Return whether it may be worth reading the answer on, for usage that the upstream has yet to say."""
-        return self.asked_s > 0 and not self.is_finished and self.endpoint.meter in _READ_ON
+        return self.is_sent and not self.is_finished and self.endpoint.meter in _READ_ON
 
     async def finish(self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False) -> None:
         """Say what the request used. Before the client can hold the whole answer: what it saw is then on disk."""
@@ -373,12 +375,14 @@ class RequestMeter:
             return self._reader.result(is_whole=is_whole) if self._reader is not None else Reading()
         except Exception:
             # The edge of metering: a defect in reading must not cost the client its answer, nor us the event.
+            token = current_request_id.set(self.request_id)  # in a callback it is another one's
             logger.exception("an answer could not be read")
+            current_request_id.reset(token)
             return Reading()
 
     def _may_have_used(self, outcome: Outcome) -> bool:
         """Return whether a request of which the upstream has not said the usage may have used anything."""
-        has_reached_upstream = self.asked_s > 0 and outcome != "refused"
+        has_reached_upstream = self.is_sent and outcome != "refused"
         return has_reached_upstream and self.status < 300 and not (self.status == 0 and outcome == "upstream_error")
 
     def _own_count(self, outcome: Outcome) -> Usage | None:

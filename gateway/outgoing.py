@@ -106,10 +106,10 @@ class OutgoingRequest(httpx.Request):
         return self._upload is None and self.method in IDEMPOTENT
 
     def send_on(self, connection: Connection) -> None:
-        self.connection = connection
         self.answer = connection.ask(
             self._head, self._rest, bodyless=self.method == "HEAD", read_timeout_s=self.timeout.get("read")
         )
+        self.connection = connection
         if self._upload is not None:
             connection.upload(self._upload.run(connection))
 

@@ -24,7 +24,7 @@ EDGES_MS: dict[str, tuple[float, ...]] = {
 }
 
 # Requests that have ended and are yet to be counted: the larger, the less each costs.
-_MOST_UNCOUNTED = 256
+_MOST_ENDED = 256
 
 _KNOWN_STATUSES = {status.value for status in HTTPStatus}
 
@@ -66,11 +66,11 @@ _ending_of = attrgetter("endpoint", "outcome", "status")
 
 
 class Tally:
-    """Added to by the event loop; any thread may read it meanwhile."""
+    """Added to by the event loop; any thread may read it meanwhile, and may see some requests in part."""
 
     def __init__(self) -> None:
         # Counted some hundreds at a time: one by one, each would cost ten times as much.
-        self._uncounted_events: deque[tuple[UsageEvent, bool]] = deque()
+        self._ended: deque[tuple[UsageEvent, bool]] = deque()
         self._counting = threading.Lock()
         self._endings: dict[tuple[str, str, int], int] = {}
         self._endpoints: dict[str, _AtEndpoint] = {}
@@ -81,9 +81,9 @@ class Tally:
 
     def finished(self, event: UsageEvent, *, has_begun: bool) -> None:
         """Count a request that has ended, and whether an answer to it had begun."""
-        uncounted = self._uncounted_events
-        uncounted.append((event, has_begun))
-        if len(uncounted) >= _MOST_UNCOUNTED:
+        ended = self._ended
+        ended.append((event, has_begun))
+        if len(ended) >= _MOST_ENDED:
             self._count()
 
     def failed(self, code: str) -> None:
@@ -101,10 +101,10 @@ class Tally:
     def _count(self) -> None:
         """Count what has ended since the last time."""
         with self._counting:
-            uncounted = self._uncounted_events
+            ended = self._ended
             by_endpoint: dict[str, list[tuple[UsageEvent, bool]]] = {}
-            for _ in range(len(uncounted)):
-                pair = uncounted.popleft()
+            for _ in range(len(ended)):
+                pair = ended.popleft()
                 by_endpoint.setdefault(pair[0].endpoint, []).append(pair)
             for endpoint, pairs in by_endpoint.items():
                 at = self._endpoints.get(endpoint)

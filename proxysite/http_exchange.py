@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, ResponseCutError
 from gateway.headers import Roles
+from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
     from proxysite.http_protocol import HTTPProtocol
@@ -39,12 +40,11 @@ class Exchange:
 
     `scope["on_disconnect"]` takes a callback for the moment the client leaves, once the request's body has been
     received: cheaper than a task that awaits `receive`. `scope["shortcuts"]` is this object, as
-    `gateway.asgi.Shortcuts`; an application that makes use of it to defer itself has no task.
+    `gateway.asgi.Shortcuts`; an application that makes use of it may have no task.
     """
 
     # Defaults of the class, not of each exchange: most come to their end as they are.
     _task: asyncio.Task[None] | None = None
-    _has_run = False
     _on_shutdown: Callable[[], None] | None = None
     disconnected = False
     more_body = True
@@ -101,19 +101,15 @@ class Exchange:
 
     def cancel(self, msg: str = "") -> None:
         """End what still runs; as a task's."""
-        if self._task is None:
-            if self._on_shutdown is not None:
-                self._on_shutdown()
-        elif self._has_run:
+        if self._on_shutdown is not None:
+            self._on_shutdown()
+        elif self._task is not None:
             self._task.cancel(msg)
-        else:
-            # Not before its first step, which then never came: nobody would say how the request has ended.
-            self.protocol.loop.call_soon(self._task.cancel, msg)
 
     # To the application
 
-    def defer(self, on_shutdown: Callable[[], None]) -> None:
-        self._on_shutdown = on_shutdown
+    def on_shutdown(self, callback: Callable[[], None]) -> None:
+        self._on_shutdown = callback
 
     def start(self, application: Awaitable[None]) -> None:
         # Not loop.create_task: it lets the class number the task's name, for nobody to read.
@@ -281,7 +277,7 @@ class Exchange:
 
     async def _run(self, application: Awaitable[None]) -> None:
         """Await the application; whatever goes wrong, the client sees a whole response or a cut one."""
-        self._has_run = True
+        current_request_id.set("")  # whoever has begun this in a callback has another one's
         try:
             await application
             if not (self.response_complete or self.disconnected):

@@ -197,6 +197,9 @@ class HTTPProtocol(HttpToolsProtocol):
             if exchange.response_started or exchange is not self.cycle:
                 self.transport.abort()
                 return
+        elif self.pipeline:
+            self.transport.abort()
+            return
         body = error_body(error)
         head = (
             f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
@@ -346,6 +349,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if application is not None:
             exchange.start(application)
 
+    def _run_next(self) -> None:
+        if self.pipeline and not self._refused and not self.transport.is_closing():
+            waiting: Any = self.pipeline.pop()[0]
+            self._run(waiting)
+
     def exchange_ended(self, exchange: Exchange) -> None:
         """Forget an exchange whose application has returned."""
         self.tasks.discard(exchange)
@@ -370,8 +378,8 @@ class HTTPProtocol(HttpToolsProtocol):
         elif not exchange.keep_alive:
             self.transport.close()
         elif self.pipeline:
-            waiting: Any = self.pipeline.pop()[0]
-            self._run(waiting)
+            # Not in this turn, in which the upstream may be about to close the connection that has just become free.
+            self.loop.call_soon(self._run_next)
         else:
             self.flow.resume_reading()
             self._is_idle = True

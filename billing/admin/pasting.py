@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from billing.admin.base import ListAdmin
 from billing.forms import PastedKeyForm
+
+_IDENTITY = re.compile(r"[0-9]{1,18}")
 
 
 class PastedKeyAdmin(ListAdmin):
@@ -27,6 +30,11 @@ class PastedKeyAdmin(ListAdmin):
         if obj is None:
             kwargs["form"] = self.new_form
         return super().get_form(request, obj, change=change, **kwargs)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        # From the address, where anything may stand; Django's field for a choice looks it up as it is.
+        initial = super().get_changeform_initial_data(request)
+        return {name: value for name, value in initial.items() if name != "key" or _IDENTITY.fullmatch(str(value))}
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return ("api_key", *self.fields_at_first) if obj is None else self.fields

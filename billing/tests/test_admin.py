@@ -199,6 +199,12 @@ def test_a_grant_is_given_from_the_keys_page_and_says_by_whom(operator: Client, 
     assert (earlier.amount_usd, earlier.given_by) == (1, None)
 
 
+@pytest.mark.parametrize("named", ["abc", "9" * 30, "", "-1"])
+def test_a_new_grants_address_may_name_a_key_that_cannot_be(operator: Client, key: ApiKey, named: str) -> None:
+    assert operator.get("/admin/billing/grant/add/", {"key": named}).status_code == 200
+    assert f'value="{key.pk}" selected' in operator.get("/admin/billing/grant/add/", {"key": key.pk}).content.decode()
+
+
 def test_a_grants_amount_cannot_be_changed_but_it_can_be_revoked(operator: Client, key: ApiKey) -> None:
     grant = give_grant(key, Decimal(1), reason="a")
     url = f"/admin/billing/grant/{grant.pk}/change/"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import socket
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -343,6 +345,72 @@ def test_a_client_that_leaves_may_be_read_on_for(upstream: FakeUpstream) -> None
         upstream.loop.call_soon_threadsafe(left.set)
         record = proxy.wait_for_rows(RECORDS, 1)[0]
     assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+def test_an_answer_that_comes_whole_after_its_client_has_left_may_be_read_on_for(upstream: FakeUpstream) -> None:
+    left = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        upstream.signals.put("asked")
+        await left.wait()
+        await exchange.answer(json.dumps({"model": "gpt-4o-mini", "usage": USAGE}).encode())
+
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT="drain") as proxy:
+        assert proxy.get("/v1/models").status_code == 200  # leaves a connection to ask on
+        upstream.script = script
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b"{}")
+            assert upstream.signals.get(timeout=60) == "asked"
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        record = proxy.wait_for_rows(RECORDS, 2)[1]
+    assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+@pytest.mark.parametrize("policy", ["cancel", "drain"])
+def test_what_was_never_sent_has_used_nothing(policy: str) -> None:
+    with socket.socket() as full, contextlib.ExitStack() as stack:
+        # A listener with a full backlog: connection attempts hang.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            attempt = stack.enter_context(socket.socket())
+            attempt.setblocking(False)
+            attempt.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with LiveProxy(UPSTREAM_URL=url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT=policy) as proxy:
+            with RawClient(proxy) as client:
+                body = json.dumps(CHAT).encode()
+                client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=body)
+                assert proxy.get("/healthz").status_code == 200
+            record = proxy.wait_for_rows(RECORDS, 1)[0]
+    assert record[2:8] == (0, "client_closed", "none", 0, 0, 0)
+
+
+def test_each_request_of_a_connection_is_its_own_keys(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    pepper = (metered.var_dir / "key_pepper").read_text().strip().encode()
+    sent = ["sk-first", "sk-first", "sk-second", "", "sk-first", "Basic", "Basic"]
+    with RawClient(metered) as client:
+        for key in sent:
+            # Of another scheme the key may be in the subprotocols, which the field does not tell.
+            scheme = ("Authorization: Basic abc", "Sec-WebSocket-Protocol: openai-insecure-api-key.sk-")
+            fields = (f"Authorization: Bearer {key}",) if key else ()
+            if key == "Basic":
+                fields = (scheme[0], scheme[1] + str(len(upstream.requests)))
+            client.get("/v1/models", *fields)
+            assert client.answer().status == 200
+    ledger.new(len(sent))
+    found = metered.rows(
+        "SELECT COALESCE(k.fingerprint, '') FROM billing_usagerecord r LEFT JOIN billing_apikey k ON k.id = r.key_id "
+        "ORDER BY started_at, event_id"
+    )[-len(sent) :]
+    expected = ["sk-first", "sk-first", "sk-second", "", "sk-first", "sk-5", "sk-6"]
+    assert [row[0] for row in found] == [
+        keys.fingerprint(key.encode(), pepper=pepper) if key else "" for key in expected
+    ]
 
 
 def test_no_more_is_read_on_for_a_client_that_has_left_than_allowed(upstream: FakeUpstream) -> None:

@@ -25,6 +25,18 @@ def fetch(proxy: LiveProxy, target: str = "/v1/models", method: str = "GET", **o
     return proxy.request(method, target, **options)
 
 
+# What the proxy does while a connection to the upstream is idle, and while none is: the former without a task.
+either_way = pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "not connected"])
+
+
+def connect(proxy: LiveProxy, upstream: FakeUpstream, is_connected: bool) -> None:
+    if is_connected:
+        assert fetch(proxy).status_code == 200
+    else:
+        upstream.drop_idle_connections()
+    upstream.requests.clear()
+
+
 # What goes up
 
 
@@ -406,7 +418,9 @@ def test_an_http_1_0_client_gets_a_body_without_chunks(proxy: LiveProxy, upstrea
     assert answer.end == "closed"
 
 
-def test_pipelined_requests_are_answered_in_order(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+@either_way
+def test_pipelined_requests_are_answered_in_order(proxy: LiveProxy, upstream: FakeUpstream, is_connected: bool) -> None:
+    connect(proxy, upstream, is_connected)
     with RawClient(proxy) as client:
         client.send(b"".join(b"GET /v1/%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(5)))
         assert [json.loads(client.answer().body)["target"] for _ in range(5)] == [f"/v1/{n}" for n in range(5)]
@@ -526,9 +540,11 @@ def test_an_http_1_0_body_cut_by_the_upstream_is_reset(proxy: LiveProxy, upstrea
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
 @pytest.mark.parametrize("moment", ["waiting for the first byte", "inside a stream", "inside an upload"])
+@either_way
 def test_the_client_leaves_and_the_upstream_knows_soon(
-    proxy: LiveProxy, upstream: FakeUpstream, moment: str, leave: str
+    proxy: LiveProxy, upstream: FakeUpstream, moment: str, leave: str, is_connected: bool
 ) -> None:
+    connect(proxy, upstream, is_connected)
     under_way = Gate()
 
     async def script(exchange: Exchange) -> None:
@@ -573,9 +589,12 @@ def test_the_client_leaves_and_the_upstream_knows_soon(
     ],
     ids=range(8),
 )
+@either_way
 def test_an_upstream_that_leaves_or_talks_nonsense_gives_an_error_in_openais_form(
-    proxy: LiveProxy, upstream: FakeUpstream, raw: bytes, status: int
+    proxy: LiveProxy, upstream: FakeUpstream, raw: bytes, status: int, is_connected: bool
 ) -> None:
+    connect(proxy, upstream, is_connected)
+
     async def script(exchange: Exchange) -> None:
         await exchange.read_body()
         await exchange.send(raw)

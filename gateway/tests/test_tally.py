@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 from billing.events import UsageEvent
 from gateway.openai_routes import ROUTES
 from gateway.tally import EDGES_MS, Tally, status_class
@@ -79,6 +81,27 @@ def test_errors_are_counted_by_code_and_bytes_by_endpoint() -> None:
     counters = tally.counters()
     assert counters["errors", "upstream_timeout"] == 2
     assert (counters["request_bytes", "/v1/models"], counters["response_bytes", "/v1/models"]) == (7, 11)
+
+
+def test_nothing_is_lost_or_counted_twice_while_others_read() -> None:
+    tally, requests = Tally(), 20_000
+    seen: list[float] = []
+
+    def add() -> None:
+        for number in range(requests):
+            tally.finished(ended(duration_ms=number % 100, request_bytes=1), has_begun=True)
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    while adding.is_alive():
+        seen.append(tally.counters().get(("requests", "/v1/models", "completed", "2xx"), 0))
+        tally.histograms()
+    adding.join()
+    counters = tally.counters()
+    assert counters["requests", "/v1/models", "completed", "2xx"] == requests
+    assert counters["request_bytes", "/v1/models"] == requests
+    assert sum(tally.histograms()["request_duration_seconds", "/v1/models"][:-1]) == requests
+    assert seen == sorted(seen)
 
 
 def test_a_class_of_status_has_a_name() -> None:

@@ -307,7 +307,15 @@ def test_an_upload_that_stops_is_given_up(hasty_proxy: LiveProxy, upstream: Fake
         assert json.loads(answer.body)["error"]["code"] == "request_timeout"
 
 
-def test_an_upstream_that_never_answers_is_given_up(hasty_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_an_upstream_that_never_answers_is_given_up(
+    hasty_proxy: LiveProxy, upstream: FakeUpstream, is_connected: bool
+) -> None:
+    if is_connected:
+        assert hasty_proxy.get("/v1/models").status_code == 200
+    else:
+        upstream.drop_idle_connections()
+
     async def script(exchange: Exchange) -> None:
         upstream.signals.put(await exchange.wait_until_client_leaves())
         exchange.abort()
@@ -442,6 +450,35 @@ def test_a_stream_that_does_not_finish_in_time_ends_visibly_cut(upstream: FakeUp
     assert b'"code": "gateway_restarting"' in rest
     assert not rest.endswith(b"0\r\n\r\n")
     go_on.open()
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_a_request_that_still_waits_when_the_process_stops_is_told_so_and_recorded(
+    upstream: FakeUpstream, is_connected: bool
+) -> None:
+    asked, go_on = Gate(), Gate()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        asked.open()
+        await go_on.wait()
+
+    with LiveProxy(UPSTREAM_URL=upstream.url, GRACEFUL_TIMEOUT_SECONDS="1") as proxy:
+        if is_connected:
+            assert proxy.get("/v1/models").status_code == 200
+        upstream.script = script
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", body=b"{}")
+            assert asked.wait_in_thread()
+            stopping = threading.Thread(target=proxy.stop)
+            stopping.start()
+            answer = client.answer()
+            stopping.join()
+        go_on.open()
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "gateway_restarting")
+        proxy.start()
+        records = proxy.wait_for_rows("SELECT status, outcome FROM billing_usagerecord ORDER BY started_at", 1)
+        assert records[-1] == (503, "timeout")
 
 
 def test_a_reload_drops_nothing(upstream: FakeUpstream) -> None:
