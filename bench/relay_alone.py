@@ -15,6 +15,7 @@ from gateway.asgi import Receive, Scope, Send
 from gateway.estimation import Estimator
 from gateway.metering import Metering, RequestMeter
 from gateway.relay import Relay, RelayLimits
+from gateway.sandbox.transport import SandboxTransport
 from gateway.transport import PooledTransport, tls_context
 from proxysite import settings
 
@@ -62,6 +63,8 @@ class RelayAlone:
             transport=PooledTransport(ssl_context=context),
             limits=RelayLimits(),
             metering=_NoMetering(pepper=b"none", append=lambda event: None, estimates=Estimator()),
+            sandbox=SandboxTransport(),
+            sandbox_key=settings.SANDBOX_KEY,
         )
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
