@@ -30,7 +30,7 @@ run: $(VENV)/.runtime ## install what is needed, prepare var/, and serve until C
 	@SANDBOX_ENABLED=$(SANDBOX_ENABLED) exec $(PY) manage.py serve
 
 test: $(VENV)/.dev ## install what tests need, and run all of them
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev ## format, lint, types, imports, migrations, tests
 	$(VENV)/bin/ruff format --check .

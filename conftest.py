@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ os.environ["VAR_DIR"] = tempfile.mkdtemp(prefix="proxysite-tests-")
 os.environ["REDIS_KEY_PREFIX"] = Path(os.environ["VAR_DIR"]).name
 
 from gateway.tests.fake_upstream import FakeUpstream, echo
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import LiveProxy, remove_instance_set_up
 
 pytest_plugins = ["proxysite.tests.browser"]
 
@@ -35,6 +36,18 @@ def pytest_runtest_setup() -> None:
     left_s = _DAY_S - time.time() % _DAY_S
     if left_s < _LAST_OF_A_DAY_S:
         time.sleep(left_s + 0.1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes for each CPU: half of the time tests wait for other processes."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Leave nothing behind; the processes that `-n` starts run no exit handlers."""
+    remove_instance_set_up()
+    shutil.rmtree(os.environ["VAR_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -142,17 +142,15 @@ class Exchange:
     # The way up
 
     async def _ask_upstream(self) -> httpx.Response:
-        relay = self._relay
         outgoing, has_begun = self._outgoing, True
         if outgoing is None:
             outgoing, has_begun = await self._received_request(), False
-        transport = relay.upstream_for(self._meter)
-        if not isinstance(transport, PooledTransport):
-            self._meter.is_sent = True  # nobody says when
-            response = await transport.handle_async_request(outgoing)
-        elif has_begun:
+        transport = self._relay.upstream_for(self._meter)
+        if has_begun and isinstance(transport, PooledTransport):
             response = await transport.complete(outgoing)
         else:
+            if not isinstance(transport, PooledTransport):
+                self._meter.is_sent = True  # nobody says when
             response = await transport.handle_async_request(outgoing)
         self._stream = response.stream
         return response

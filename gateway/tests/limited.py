@@ -50,8 +50,7 @@ def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Ite
     """Serve with what is decided of some keys; with `REDIS_URL` "" in memory."""
     proxy = LiveProxy(JOURNAL_FLUSH_SECONDS="0.1", **environment)
     try:
-        proxy._create_database()
-        proxy.setup_output = proxy.manage("setup")
+        proxy.set_up()
         decide(proxy, decided)
         proxy.start()
         wait_until_counting(proxy)
