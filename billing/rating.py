@@ -187,7 +187,9 @@ class Rates:
 
     def __init__(self, request: Request, *, tariff_of: Callable[[Price, Terms], Tariff], factor: Decimal) -> None:
         was_served = 200 <= request.status < 400 and request.outcome != "refused"
-        self._may_cost_without_usage = was_served and bool(request.model)
+        # Who leaves before the answer begins does not know what it cost.
+        was_left = request.status == 0 and request.outcome == "client_closed"
+        self._may_cost_without_usage = (was_served or was_left) and bool(request.model)
         self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
         self._terms = Terms(request.is_batch, request.service_tier, factor, int(was_served))
         self._tariff_of = tariff_of

@@ -104,8 +104,9 @@ def _record(by_kind: ByKind) -> dict[str, int]:
 
 
 def is_accepted(kind: Kind) -> bool:
-    """Return whether the upstream took the request, and so the key."""
-    return kind.outcome != "refused" and (200 <= kind.status < 400 or kind.status == 101)
+    """Return whether the upstream took the request, and so the key. What allows CORS asks nobody for a key."""
+    was_asked = kind.outcome != "refused" and kind.method != "OPTIONS"
+    return was_asked and (200 <= kind.status < 300 or kind.status == 101)
 
 
 def _keys(by_kind: ByKind) -> dict[str, ApiKey]:

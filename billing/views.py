@@ -250,7 +250,7 @@ def _csv_lines(rows: Any) -> str:
 
 def _cell(value: object) -> object:
     # A model's name comes from a client, and spreadsheets run what begins like a formula.
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
+    if isinstance(value, str) and value.startswith(tuple("=+-@＝＋－＠")):
         return f"'{value}"
     return f"{value:f}" if isinstance(value, Decimal) else value
 

@@ -37,7 +37,7 @@ def client_request_id(headers: wire.RawHeaders) -> str:
     """Return the `x-request-id` that the client sent, "" if there is none, or if it holds the key or looks odd."""
     for name, value in headers:
         if name == b"x-request-id":
-            api_key = wire.bearer_key(headers)
+            api_key = wire.api_key_of(headers)
             is_presentable = _PRESENTABLE.fullmatch(value) and not (api_key and api_key in value)
             return value.decode("ascii") if is_presentable else ""
     return ""

@@ -26,7 +26,8 @@ from gateway.estimator_process import (
     receive_counts,
     send_job,
 )
-from gateway.usage.sample import OutputSample
+from gateway.usage import OutputSample
+from gateway.usage.guess import guessed_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,6 @@ MOST_BODY_BYTES = 4 << 20
 # Waiting texts are held in memory; beyond this a guess has to do.
 MOST_WAITING_BYTES = 32 << 20
 _ROOT = str(Path(__file__).resolve().parents[1])
-
-_PIECE_BYTES = 4 << 10
-_MOST_PIECES = 64
-_BYTES_PER_TOKEN = 4
-# Text and lists of tokens have a space, a quote or a comma more often than this.
-_LONGEST_WORD_BYTES = 256
 
 
 class Estimator:
@@ -61,10 +56,13 @@ class Estimator:
         """The process that counts, None if there is none."""
         return self._service.pid
 
-    async def estimate(self, *, meter: Meter, model: str, request_body: bytes | None, output: OutputSample) -> Usage:
+    async def estimate(
+        self, *, meter: Meter, model: str, request_body: bytes | None, output: OutputSample, input_guess: int = 0
+    ) -> Usage:
         """Return input and output tokens, as far as there is something to count. Never raises.
 
-        A body that is None, or of a form with a file in it, counts nothing.
+        A body that is None, or of a form with a file in it, counts nothing. `input_guess` are the tokens of a body
+        that was too long to be held.
         """
         body = (request_body or b"") if meter in PROMPT_METERS else b""
         text = output.text.encode("utf-8", "replace") if meter in OUTPUT_METERS else b""
@@ -75,7 +73,7 @@ class Estimator:
         elif not fits:
             counts = Counts(guessed_tokens(body), counts.output_tokens)
         tokens = extrapolated(counts.output_tokens, seen=output.seen_bytes, kept=output.kept_bytes)
-        return Usage(input_tokens=counts.input_tokens, output_tokens=tokens)
+        return Usage(input_tokens=counts.input_tokens + input_guess, output_tokens=tokens)
 
     async def aclose(self) -> None:
         """End the process. Estimates that still wait, or come later, are guessed."""
@@ -99,36 +97,6 @@ class Estimator:
         finally:
             self._waiting_bytes -= size
             ticket.job = None  # it may stay in the queue for a while
-
-
-def guessed_tokens(data: bytes) -> int:
-    """Return a guess at the tokens in text or JSON: one for 4 bytes of ASCII, one for each CJK character.
-
-    Takes at most a millisecond: beyond 256 KiB only 64 pieces are looked at. Long base64 counts nothing, as no model
-    reads it as text; images count nothing either.
-    """
-    pieces = -(-len(data) // _PIECE_BYTES)
-    step = max(pieces / _MOST_PIECES, 1.0)
-    tokens = seen = 0.0
-    for number in range(min(pieces, _MOST_PIECES)):
-        start = int(number * step) * _PIECE_BYTES
-        piece = data[start : start + _PIECE_BYTES]
-        tokens += _guessed_in_piece(piece)
-        seen += len(piece)
-    return round(tokens * len(data) / seen) if seen else 0
-
-
-def _guessed_in_piece(piece: bytes) -> float:
-    size = len(piece)
-    if piece.isascii():
-        escaped = piece.count(b"\\u")
-        separators = escaped + piece.count(b" ") + piece.count(b'"') + piece.count(b",")
-        if size == _PIECE_BYTES and separators * _LONGEST_WORD_BYTES < size:
-            return 0.0
-        return max(size - 6 * escaped, 0) / _BYTES_PER_TOKEN + escaped
-    chars = len(piece.decode("utf-8", "ignore"))
-    wide = (size - chars) / 2  # a CJK character is one character in three bytes
-    return max(chars - wide, 0.0) / _BYTES_PER_TOKEN + wide
 
 
 class _Ticket:

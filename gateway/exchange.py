@@ -274,7 +274,7 @@ class Exchange:
         """Make the client's head of the upstream's."""
         meter = self._meter
         answer = wire.to_client(fields)
-        if meter.is_spliced and answer.content_encoding:
+        if answer.content_encoding and (meter.is_spliced or (meter.hold is not None and meter.hold.watches)):
             answer = self._unpacked(answer)
         meter.take_head(status, answer)
         headers = answer.headers
@@ -348,7 +348,7 @@ class Exchange:
         if self._aligner is not None:
             await self._pass_events(self._aligner)
         else:
-            await self._pass_chunks(answer.body_bytes)
+            await self._pass_chunks(answer)
         if answer.has_trailers:
             trailers = wire.trailers_to_client(getattr(self._stream, "trailers", []))
             await self._send({"type": "http.response.trailers", "headers": trailers})
@@ -357,7 +357,8 @@ class Exchange:
     def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
         """Return the head of a compressed event stream as it is once unpacked.
 
-        The usage event that this gateway asked for cannot be taken out of compressed bytes.
+        The usage event that this gateway asked for cannot be taken out of compressed bytes, and a stream that may cost
+        more than is left cannot be watched in them.
         """
         decoder = Decoder(answer.content_encoding)
         if decoder.gave_up or answer.content_type[:17].lower() != b"text/event-stream":
@@ -415,18 +416,21 @@ class Exchange:
         self.deadline = self._loop.time() + self._limits.silence_timeout_s
         return True
 
-    async def _pass_chunks(self, body_bytes: int) -> None:
+    async def _pass_chunks(self, answer: wire.ToClient) -> None:
         send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
-        is_sent = False
+        body_bytes, is_packed = answer.body_bytes, bool(answer.content_encoding)
+        is_told = is_sent = False
         self._wait_for_upstream(silence_timeout_s)
         async for chunk in self._stream:
             meter.feed(chunk)
             self._check_drain()
             self.deadline = math.inf
             body_bytes -= len(chunk)
-            if body_bytes == 0:
+            is_sent = body_bytes == 0
+            # Of packed events the client may see the last before the last byte.
+            if is_sent or (is_packed and not is_told and meter.has_ended()):
                 await self._finish()
-                is_sent = True
+                is_told = True
             await send({"type": "http.response.body", "body": chunk, "more_body": not is_sent})
             if is_sent and getattr(self._stream, "ended", False):
                 break

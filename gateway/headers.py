@@ -5,6 +5,7 @@ Hop-by-hop fields: RFC 9110 §7.6.1. Everything else that is end-to-end passes, 
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
@@ -332,3 +333,28 @@ def bearer_key(headers: RawHeaders) -> bytes:
                 if part.strip().startswith(b"openai-insecure-api-key."):
                     return part.strip()[24:]
     return b""
+
+
+def api_key_of(headers: RawHeaders) -> bytes:
+    """Return the API key in whatever form some upstream takes it, or b"": a blocked one must not hide behind another.
+
+    After those of `bearer_key`: the password of `Authorization: Basic`, as OpenAI takes it from browsers; a key without
+    a scheme, as one-api does; `api-key` (Azure), `x-api-key` (Anthropic).
+    """
+    if api_key := bearer_key(headers):
+        return api_key
+    scheme, _, credentials = authorization_of(headers).replace(b"\t", b" ").partition(b" ")
+    if scheme.lower() == b"basic":
+        user, _, password = _unpacked(credentials.strip()).partition(b":")
+        return password or user
+    if scheme and not credentials.strip():
+        return scheme
+    given = dict(headers)
+    return (given.get(b"api-key") or given.get(b"x-api-key") or b"").strip()
+
+
+def _unpacked(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials + b"==")
+    except ValueError:
+        return b""

@@ -24,6 +24,7 @@ from gateway.errors import KeyBlockedError
 from gateway.splice import UsageEventRemover, with_include_usage
 from gateway.tally import Tally
 from gateway.usage import (
+    LongBody,
     OutputSample,
     Reading,
     RealtimeReader,
@@ -52,6 +53,7 @@ _ESTIMATED = (Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS)
 _READ_ON = (*_ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
 # What stands in the last event of a stream, which a client may take for the end.
 _DONE = b"[DONE]"
+_JSON = b"application/json"
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
 _NOBODY = ("", "")
@@ -60,13 +62,14 @@ _BEARERS = (b"bearer ", b"bearer\t")
 _STREAM_NAME, _ESCAPE = b'"stream"', b"\\u"
 _RUNS = "/v1/threads/{thread_id}/runs"
 _NO_USAGE = Usage()
+_NO_FACTS = RequestFacts()
 
 
 class Estimates(Protocol):
     """Counts tokens where the upstream has not: see `gateway.estimation`."""
 
     async def estimate(
-        self, *, meter: Meter, model: str, request_body: bytes | None, output: OutputSample
+        self, *, meter: Meter, model: str, request_body: bytes | None, output: OutputSample, input_guess: int = 0
     ) -> Usage: ...
 
 
@@ -110,7 +113,7 @@ class Metering:
         authorization = b"" if memory is None else wire.authorization_of(headers)
         if memory is not None and authorization and compare_digest(authorization, memory.authorization):
             return memory.identity
-        api_key = wire.bearer_key(headers)
+        api_key = wire.api_key_of(headers)
         if not api_key:
             return _NOBODY
         identity = self.fingerprint(api_key), keys.hint(api_key)
@@ -144,6 +147,7 @@ class RequestMeter:
     _facts: RequestFacts | None = None
     _facts_for_limits: RequestFacts | None = None
     _body: bytes | None = None
+    _long_body: LongBody | None = None
     _form: bytearray | None = None
     _reader: UsageReader | None = None
     _decoder: Decoder | None = None
@@ -204,10 +208,15 @@ class RequestMeter:
         """Return whether the body is to be given to `take_body` before it goes up."""
         if self.endpoint.meter is Meter.NONE and not self.must_be_seen:
             return False
-        self.content_type = request.content_type
-        if self.content_type[:19].lower() == b"multipart/form-data":
-            self._form = bytearray()
-            return False
+        self.content_type = content_type = request.content_type
+        if content_type != _JSON:
+            content_type = content_type[:64].lower()
+            if content_type.startswith(b"multipart/form-data"):
+                self._form = bytearray()
+                return False
+            # On its way to nobody knows what, a body that is something else is not held up.
+            if self.endpoint.meter is Meter.OTHER and b"json" not in content_type and not self.must_be_seen:
+                return False
         return request.body_bytes != 0 and request.body_bytes <= MOST_BODY_BYTES
 
     def take_body(self, body: bytes) -> bytes:
@@ -243,6 +252,10 @@ class RequestMeter:
             form += part
             if len(form) > 4 * _FORM_END_BYTES:
                 del form[_FORM_END_BYTES:-_FORM_END_BYTES]
+        elif self.endpoint.meter in _ESTIMATED:
+            if self._long_body is None:
+                self._long_body = LongBody()
+            self._long_body.feed(part)
 
     # For limits, before the request goes up
 
@@ -300,6 +313,11 @@ class RequestMeter:
         """Return whole events without what was only said because this gateway asked for it."""
         return events if self._remover is None else self._remover.feed(events)
 
+    def has_ended(self) -> bool:
+        """Return whether what was fed last ends an event stream."""
+        reader = self._reader
+        return isinstance(reader, SseReader) and not self.is_finished and reader.has_ended()
+
     def may_be_last(self, events: bytes) -> bool:
         """Return whether a client may take these events, fed just now, for the end of the answer."""
         reader = self._reader
@@ -340,7 +358,7 @@ class RequestMeter:
         reading = self._reading(is_whole=is_whole)
         if reading.usage is not None:
             self._say(outcome, reading, reading.usage, "upstream")
-        elif self._is_to_be_estimated(outcome):
+        elif self._is_to_be_estimated(outcome, reading):
             return self._estimated(outcome, reading)
         else:
             usage = self._own_count(outcome)
@@ -387,19 +405,37 @@ class RequestMeter:
 
     def _own_count(self, outcome: Outcome) -> Usage | None:
         """Return what this side knows by itself."""
-        if self.endpoint.meter is not Meter.SPEECH or not self.status or not self._may_have_used(outcome):
+        if self.endpoint.meter is not Meter.SPEECH or not self._may_have_used(outcome):
             return None
         facts = self._read_facts()
         return None if facts is None else Usage(characters=facts.characters)
 
-    def _is_to_be_estimated(self, outcome: Outcome) -> bool:
-        if self._body is None or self.endpoint.meter not in _ESTIMATED or not self._may_have_used(outcome):
-            return False
+    def _is_to_be_estimated(self, outcome: Outcome, reading: Reading) -> bool:
+        is_seen = self._body is not None or self._long_body is not None
+        return is_seen and self._may_have_used(outcome) and not self._goes_on(reading)
+
+    def _goes_on(self, reading: Reading) -> bool:
+        """Return whether the response is made in the background: what it used is told to whoever asks for it later.
+
+        An upstream that has answered has said so itself; many take no notice of the wish.
+        """
+        if self.response_bytes or self.endpoint.meter is not Meter.RESPONSES:
+            return reading.in_background
+        facts = self._facts_at_end()
+        return facts is not None and facts.in_background
+
+    def _facts_at_end(self) -> RequestFacts | None:
+        """Return what the request asks for, now that no more of it comes."""
         facts = self._read_facts()
-        return facts is None or not facts.in_background
+        if facts is None and self._form is not None:
+            form = bytes(self._form)
+            facts = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
+        elif facts is None and self._long_body is not None:
+            facts = self._facts = self._long_body.facts()
+        return facts
 
     async def _estimated(self, outcome: Outcome, reading: Reading) -> None:
-        facts = self._read_facts()
+        facts = self._facts_at_end()
         usage = None
         try:
             output = self._reader.output_sample() if self._reader is not None else OutputSample()
@@ -408,15 +444,16 @@ class RequestMeter:
                 model=facts.model if facts else "",
                 request_body=self._body or b"",
                 output=output,
+                input_guess=self._long_body.tokens if self._long_body is not None else 0,
             )
         finally:
             # Whatever happens while tokens are counted, the request is told of.
             self._say(outcome, reading, usage or _NO_USAGE, "estimated" if usage else "none")
 
     def _event(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> UsageEvent:
-        facts = self._read_facts()
+        facts = self._facts
         if facts is None:
-            facts = self._form_facts() if self._form is not None else RequestFacts()
+            facts = self._facts_at_end() or _NO_FACTS
         now_s, started_s = time.perf_counter(), self.started_s
         fingerprint, hint = self._identify()
         return UsageEvent(
@@ -426,8 +463,10 @@ class RequestMeter:
             key_hint=hint,
             method=self.method[:16],
             endpoint=self.endpoint.route,
-            model=reading.model or facts.model,
-            service_tier=reading.service_tier or facts.service_tier,
+            # Of a request that never went up no model was asked.
+            model=reading.model or (facts.model if self.is_sent or outcome != "client_closed" else ""),
+            # An upstream says which tier it used. One that has not come to say so may have used a dear one.
+            service_tier=reading.service_tier or (_dearer(facts.service_tier) if source != "upstream" else ""),
             is_stream=facts.is_stream,
             status=self.status,
             outcome=outcome,
@@ -441,10 +480,6 @@ class RequestMeter:
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
         )
-
-    def _form_facts(self) -> RequestFacts:
-        form = bytes(self._form or b"")
-        return multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
 
     def _event_of_object(self, reading: Reading) -> UsageEvent:
         """Return the usage of a batch, or of a response or a run in the background, which no request waited for.
@@ -465,6 +500,11 @@ class RequestMeter:
     def _id_of_object(self, reading: Reading) -> str:
         identity = self._metering.fingerprint(reading.object_id.encode("utf-8", "replace"))
         return f"{'batch' if self.endpoint.meter is Meter.BATCH else 'response'}{identity[:48]}"
+
+
+def _dearer(service_tier: str) -> str:
+    """Return a tier that costs more than none; a cheaper one is not believed to whoever asks for it."""
+    return service_tier if service_tier == "priority" else ""
 
 
 def _may_stream(body: bytes) -> bool:

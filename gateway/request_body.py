@@ -50,17 +50,11 @@ class RequestBody:
         """Return all of it, as it is to be sent, or a stream of what arrives. Raises BodyTooLargeError."""
         if request.body_bytes > self._most_bytes:
             raise self.too_large()
-        message = await self._receive()
         if self._meter.wants_whole_body(request):
-            return await self._whole_body(message)
+            return await self._whole_body(await self._receive())
         if self._meter.must_be_seen:
-            message = await self._beginning(message)
-        if message["more_body"]:
-            return _Upload(self._rest_of_body(message))
-        if len(message["body"]) > self._most_bytes:
-            raise self.too_large()
-        self._meter.take_part(message["body"])
-        return message["body"]  # type: ignore[no-any-return]
+            return _Upload(self._rest_of_body(await self._beginning(await self._receive())))
+        return _Upload(self._rest_of_body())  # the upstream may answer before any of it has come
 
     async def _beginning(self, message: Message) -> Message:
         """Return as much of a form as limits may have to see."""
@@ -104,8 +98,9 @@ class RequestBody:
         finally:
             relay.gathered_bytes -= len(received)
 
-    async def _rest_of_body(self, message: Message) -> AsyncIterator[bytes]:
+    async def _rest_of_body(self, begun: Message | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Runs in the upstream transport's time, perhaps beside the answer."""
+        message = await self._receive() if begun is None else begun
         received_bytes = 0
         while True:
             received_bytes += len(message["body"])

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import os
+import stat
 import time
 import zlib
 from collections.abc import Iterable
@@ -247,6 +248,8 @@ def survey(directory: Path) -> list[SegmentReport]:
             if entry.name.endswith(SUFFIX):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
                     found.append(SegmentReport(Path(entry.path), status.st_size, status.st_mtime))
     return sorted(found, key=lambda report: report.path.name)
 

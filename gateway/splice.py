@@ -135,7 +135,7 @@ class UsageEventRemover:
 
 
 def _is_empty(choices: Raw) -> bool:
-    return bytes(choices).translate(None, b" \t\r\n") == b"[]"
+    return bytes(choices).translate(None, b" \t\r\n") in (b"[]", b"null")
 
 
 def _without_null(line: bytes, data: bytes) -> bytes:

@@ -86,6 +86,8 @@ def test_an_unknown_model_is_unpriced_and_never_zero() -> None:
         ({"endpoint": "/v1/moderations", "model": "omni-moderation-latest"}, Pricing.FREE),
         ({"endpoint": "/v1/videos", "model": "sora-2"}, Pricing.UNPRICED),
         ({"outcome": "client_closed"}, Pricing.UNPRICED),
+        ({"outcome": "client_closed", "status": 0}, Pricing.UNPRICED),
+        ({"outcome": "client_closed", "status": 0, "model": ""}, Pricing.FREE),
         ({"usage_source": "upstream"}, Pricing.FREE),
     ],
 )
@@ -253,6 +255,8 @@ def test_an_event_twice_in_one_batch_counts_once() -> None:
     [
         {"status": 401},
         {"status": 403},
+        {"status": 204, "method": "OPTIONS"},
+        {"status": 307},
         {"status": 200, "outcome": "refused"},
         {"status": 502, "outcome": "upstream_error"},
         {"status": 0, "outcome": "client_closed", "usage_source": "estimated"},

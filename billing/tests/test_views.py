@@ -220,13 +220,13 @@ async def csv_of(query: str = "") -> list[list[str]]:
 @pytest.mark.django_db(transaction=True)
 async def test_usage_is_streamed_as_csv() -> None:
     events = [used(at=timezone.now() - DAY * age) for age in range(80)]
-    await sync_to_async(record_events)([*events, used(model='=HYPERLINK("evil")')])
+    await sync_to_async(record_events)([*events, used(model='＝HYPERLINK("evil")')])
     lines = await csv_of()
     assert ",".join(lines[0]) == "date,model,endpoint,requests,input_tokens,cached_input_tokens,output_tokens,cost"
     assert len(lines) == 1 + 81
     assert [line[0] for line in lines[1:]] == sorted(line[0] for line in lines[1:])
     assert sum(Decimal(line[-1]) for line in lines[1:]) == Decimal("6.4")
-    assert [line[1] for line in lines if "evil" in line[1]] == ['\'=HYPERLINK("evil")']
+    assert [line[1] for line in lines if "evil" in line[1]] == ['\'＝HYPERLINK("evil")']
     # To the last day that there is.
     assert len(await csv_of("&start=9999-12-01&end=9999-12-31")) == 1
 

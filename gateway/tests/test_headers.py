@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from gateway import headers as wire
@@ -148,6 +150,25 @@ def test_an_options_request_that_is_no_preflight_goes_upstream() -> None:
 )
 def test_the_key_is_found_where_clients_put_it(headers: wire.RawHeaders, key: bytes) -> None:
     assert wire.bearer_key(headers) == key
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ([(b"authorization", b"Bearer sk-1"), (b"api-key", b"sk-3")], b"sk-1"),
+        ([(b"authorization", b"Basic " + base64.b64encode(b":sk-1"))], b"sk-1"),
+        ([(b"authorization", b"basic\t" + base64.b64encode(b"sk-1:"))], b"sk-1"),
+        ([(b"authorization", b"Basic " + base64.b64encode(b"user:sk-1").rstrip(b"="))], b"sk-1"),
+        ([(b"authorization", b"Basic a")], b""),
+        ([(b"authorization", b"sk-1")], b"sk-1"),
+        ([(b"authorization", b"AWS4-HMAC-SHA256 Credential=x")], b""),
+        ([(b"api-key", b"sk-1")], b"sk-1"),
+        ([(b"x-api-key", b" sk-1 ")], b"sk-1"),
+        ([], b""),
+    ],
+)
+def test_a_key_is_known_in_whatever_form_an_upstream_may_take_it(headers: wire.RawHeaders, key: bytes) -> None:
+    assert wire.api_key_of(headers) == key
 
 
 @pytest.mark.parametrize(

@@ -869,6 +869,7 @@ def test_the_status_command_shows_each_file_and_whether_its_owner_lives(command:
     living = Segment.create(command.directory / "living.journal")
     living.append(encode_line(usage_event(9)))
     segments.set_aside(command.directory, [b"x\n"])
+    (command.directory / "no-file.journal").mkdir()
     dead, alive, total, aside = command("status").splitlines()
     assert dead.startswith("dead.journal  owner dead")
     assert "5 events" in dead

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
 import socket
 import zlib
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -17,66 +16,10 @@ from openai import OpenAI
 from billing import keys
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
+from gateway.tests.metered import CHAT, KEY, RECORDS, USAGE, Ledger, answer_json, chunk, post
 from gateway.tests.raw_client import RawClient
 
-KEY = "sk-metering-0123456789abcdef"
-USAGE = {
-    "prompt_tokens": 100,
-    "completion_tokens": 30,
-    "total_tokens": 130,
-    "prompt_tokens_details": {"cached_tokens": 40},
-    "completion_tokens_details": {"reasoning_tokens": 10},
-}
-RECORDS = (
-    "SELECT endpoint, model, status, outcome, usage_source, input_tokens, cached_input_tokens, output_tokens, "
-    "reasoning_tokens, upstream_request_id, is_stream FROM billing_usagerecord ORDER BY started_at, event_id"
-)
-CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello, how are you?"}]}
-
-
-@pytest.fixture(scope="module")
-def _ledger_proxy(shared_upstream: FakeUpstream) -> Iterator[LiveProxy]:
-    with LiveProxy(UPSTREAM_URL=shared_upstream.url, JOURNAL_FLUSH_SECONDS="0.1") as proxy:
-        yield proxy
-
-
-class Ledger:
-    """The records of one test alone: those with the next ids."""
-
-    def __init__(self, proxy: LiveProxy) -> None:
-        self.proxy = proxy
-        self._before = len(proxy.rows(RECORDS))
-
-    def new(self, count: int = 1) -> list[tuple[Any, ...]]:
-        found = self.proxy.wait_for_rows(RECORDS, self._before + count)[self._before :]
-        assert len(found) == count
-        self._before += count
-        return found
-
-
-@pytest.fixture
-def metered(_ledger_proxy: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
-    return _ledger_proxy
-
-
-@pytest.fixture
-def ledger(metered: LiveProxy) -> Ledger:
-    return Ledger(metered)
-
-
-def chunk(content: str | None = None, **more: object) -> dict[str, object]:
-    choices = [] if content is None else [{"index": 0, "delta": {"content": content}, "finish_reason": None}]
-    return {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o-mini-2024-07-18", "choices": choices, **more}
-
-
-def post(proxy: LiveProxy, body: object = CHAT, target: str = "/v1/chat/completions") -> Any:
-    return proxy.post(target, json=body, headers={"Authorization": f"Bearer {KEY}"})
-
-
-async def answer_json(exchange: Exchange) -> None:
-    await exchange.read_body()
-    body = json.dumps({"model": "gpt-4o-mini-2024-07-18", "choices": [{}], "usage": USAGE}).encode()
-    await exchange.answer(body, headers=(("content-type", "application/json"), ("x-request-id", "req_up")))
+PACKED_KEY = base64.b64encode(f":{KEY}".encode()).decode()
 
 
 def test_a_whole_answer_is_recorded_with_its_buckets(
@@ -649,5 +592,8 @@ def test_a_key_that_the_operator_blocks_is_refused(upstream: FakeUpstream) -> No
         upstream.requests.clear()
         answers = iter(lambda: post(proxy), None)
         refused = next(answer for answer in answers if answer.status_code != 200)
-    assert refused.status_code == 403
-    assert refused.json()["error"]["code"] == "key_blocked"
+        assert refused.status_code == 403
+        assert refused.json()["error"]["code"] == "key_blocked"
+        forms = ({"api-key": KEY}, {"x-api-key": KEY}, {"Authorization": KEY}, {"Authorization": f"Basic {PACKED_KEY}"})
+        for headers in forms:
+            assert proxy.get("/v1/models", headers=headers).status_code == 403

@@ -5,12 +5,14 @@ from __future__ import annotations
 from gateway.endpoints import Endpoint, Meter
 from gateway.usage.facts import PromptSample, RequestFacts, multipart_facts, prompt_sample, request_facts
 from gateway.usage.json_reader import JsonReader
+from gateway.usage.long_body import LongBody
 from gateway.usage.reading import Reading, UsageReader
 from gateway.usage.sample import OutputSample
 from gateway.usage.sockets import RealtimeReader, RealtimeReading
 from gateway.usage.sse_reader import SseReader
 
 __all__ = [
+    "LongBody",
     "OutputSample",
     "PromptSample",
     "Reading",

@@ -75,6 +75,15 @@ def request_facts(endpoint: Endpoint, body: bytes) -> RequestFacts | None:
         read = _body_in(body)
     except UNREADABLE:
         return None
+    return _facts(read, characters=_characters(read.input) if endpoint.meter is Meter.SPEECH else 0)
+
+
+def facts_of(members: dict[str, bytes]) -> RequestFacts:
+    """Return the facts of a request of which these members are known, as JSON."""
+    return _facts(_Body(**{name: Raw(members[name]) for name in _Body.__struct_fields__ if name in members}))
+
+
+def _facts(read: _Body, *, characters: int = 0) -> RequestFacts:
     return RequestFacts(
         name_in(read.model),
         name_in(read.service_tier) if read.service_tier else "",
@@ -83,7 +92,7 @@ def request_facts(endpoint: Endpoint, body: bytes) -> RequestFacts | None:
         bool(read.stream_options) and _includes_usage(read.stream_options),
         bytes(read.background) == b"true",
         _choices(read.n) if read.n else 1,
-        _characters(read.input) if endpoint.meter is Meter.SPEECH else 0,
+        characters,
     )
 
 
