@@ -43,8 +43,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.metering")
 
-# Bodies beyond this pass without being looked at.
+# Bodies beyond this pass without being held.
 MOST_BODY_BYTES = 4 << 20
+# What the bodies that are held for an estimate may take together, as long as their answers last; beyond it larger ones
+# are guessed at once.
+MOST_HELD_BYTES = 256 << 20
+_SMALL_BODY_BYTES = 16 << 10
 _FORM_END_BYTES = 64 << 10
 # OpenAI takes no recording that is larger.
 _LIKELY_BYTES = 25 << 20
@@ -95,6 +99,7 @@ class Metering:
         self.logs_access = logs_access
         self.tally = Tally()
         self.blocked: frozenset[str] = frozenset()
+        self.held_bytes = 0
         self._worker = secrets.token_hex(8)
         self._numbers = itertools.count()
         # Ids are shown to clients, who need not see how many requests there are.
@@ -147,6 +152,7 @@ class RequestMeter:
     _facts: RequestFacts | None = None
     _facts_for_limits: RequestFacts | None = None
     _body: bytes | None = None
+    _held_bytes = 0
     _long_body: LongBody | None = None
     _form: bytearray | None = None
     _reader: UsageReader | None = None
@@ -229,7 +235,10 @@ class RequestMeter:
             return body
         self._unread = body
         if self.endpoint.meter in _ESTIMATED:
-            self._body = body
+            if len(body) <= _SMALL_BODY_BYTES:
+                self._body = body
+            else:
+                self._hold(body)
         if not (self.endpoint.splices_usage and self._metering.splices_usage and _may_stream(body)):
             return body
         facts = self._read_facts()
@@ -240,6 +249,16 @@ class RequestMeter:
             return body
         self.is_spliced = True
         return spliced
+
+    def _hold(self, body: bytes) -> None:
+        metering = self._metering
+        if metering.held_bytes + len(body) > MOST_HELD_BYTES:
+            self._long_body = LongBody()
+            self._long_body.feed(body)
+            return
+        metering.held_bytes += len(body)
+        self._held_bytes = len(body)
+        self._body = body
 
     def take_part(self, part: bytes) -> None:
         """Look at a part of a body that goes up as it comes. Raises ModelNotAllowedError."""
@@ -387,6 +406,9 @@ class RequestMeter:
         if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
             metering.append(self._event_of_object(reading))
         self._body = None
+        if self._held_bytes:
+            metering.held_bytes -= self._held_bytes
+            self._held_bytes = 0
 
     def _reading(self, *, is_whole: bool) -> Reading:
         try:

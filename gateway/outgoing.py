@@ -37,7 +37,8 @@ class OutgoingRequest(httpx.Request):
     `extensions["on_sent"]` is called, where the transport knows of it, once the request is on its way: work that the
     upstream need not wait for. It must not raise.
 
-    Our own transport sends it, by `assemble` and `send_on`; it may go out twice. `answer` is there once it was sent.
+    Our own transport sends it, by `assemble` and `send_on`; an idempotent one may go out twice, any other lets go of
+    its body when it does. `answer` is there once it was sent.
     """
 
     connection: Connection | None = None  # that it was sent on
@@ -110,6 +111,9 @@ class OutgoingRequest(httpx.Request):
             self._head, self._rest, bodyless=self.method == "HEAD", read_timeout_s=self.timeout.get("read")
         )
         self.connection = connection
+        if self.method not in IDEMPOTENT:
+            # It goes out once: what it holds need not wait for the answer's end.
+            self.body = self._head = self._rest = b""
         if self._upload is not None:
             connection.upload(self._upload.run(connection))
 

@@ -412,10 +412,11 @@ class TestTheWayDown:
             timeout={},
             on_sent=on_sent,
         )
-        response = await ours.handle_async_request(request)
-        assert (await read(response), told) == (b"hello", ["sent"])
         assert request.headers["content-length"] == "5"
         assert [part async for part in request.stream] == [b"hello"]
+        response = await ours.handle_async_request(request)
+        assert (await read(response), told) == (b"hello", ["sent"])
+        assert request.body == b""  # what goes out once is not held until the answer's end
 
     async def test_an_encoded_body_is_not_decoded(
         self, transport: httpx.AsyncBaseTransport, upstream: FakeUpstream

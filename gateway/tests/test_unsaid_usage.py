@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from billing.events import Usage, UsageEvent
+from gateway.metering import MOST_HELD_BYTES, Metering, RequestMeter
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
 from gateway.tests.metered import CHAT, USAGE, Ledger, chunk, post
@@ -198,3 +200,37 @@ def test_a_body_of_an_unknown_kind_on_an_unknown_route_is_not_held_up(proxy: Liv
         assert upstream.signals.get(timeout=60) == b"abc"
         client.send(b"def")
         assert client.answer().status == 200
+
+
+# What is held for an estimate
+
+
+class _Guesses:
+    """Says whether a body was there to be counted, and what was guessed of one that was not."""
+
+    async def estimate(self, *, request_body: bytes | None, input_guess: int = 0, **_: object) -> Usage:
+        return Usage(input_tokens=input_guess, output_tokens=len(request_body or b""))
+
+
+async def test_bodies_that_wait_for_their_answers_are_held_within_bounds_together() -> None:
+    events: list[UsageEvent] = []
+    metering = Metering(pepper=b"p" * 32, append=events.append, estimates=_Guesses())
+    scope = {"method": "POST", "raw_path": b"/v1/responses", "headers": []}
+    body = b'{"model":"gpt-4o","input":"%b"}' % (b"word " * 800_000)
+
+    def asked() -> RequestMeter:
+        meter = metering.begin(scope)
+        assert meter.take_body(body) == body
+        meter.look()
+        return meter
+
+    meters = [asked() for _ in range(MOST_HELD_BYTES // len(body) + 3)]
+    for meter in reversed(meters):
+        await meter.finish("client_closed")
+    held = [event for event in events if event.usage.output_tokens]
+    assert len(held) == MOST_HELD_BYTES // len(body)
+    assert [event.usage.input_tokens for event in events if event not in held] == [
+        pytest.approx(1_000_000, rel=0.05)
+    ] * 3
+    assert {(event.model, event.usage_source) for event in events} == {("gpt-4o", "estimated")}
+    assert metering.held_bytes == 0
