@@ -192,6 +192,8 @@ def test_no_secret_and_no_key_stands_in_a_log_or_a_command_line(topology: Topolo
     with new_client(topology) as client:
         client.post("/v1/embeddings", json={"input": "x"}, headers={"authorization": f"Bearer {key}"})
         client.get("/pro/balance", params={"apiKey": key})
+        refused = client.post("/pro/balance", params={"apiKey": key}, content=bytes(16 << 20))
+        assert refused.status_code == 413
         client.get("/pro/usage", headers={"authorization": f"Bearer {key}"})
     known = [path.read_text().strip() for path in topology.secrets.iterdir() if path.name != "tls_certificate"]
     logs = [*topology.directory.glob("*.log"), topology.directory / "nginx" / "access.log"]
