@@ -7,6 +7,7 @@ is known; with a key of the upstream's, one short answer is paid for.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import ssl
@@ -24,6 +25,7 @@ from gateway.sandbox.transport import SLOW_SPEECH_PARTS, Pace
 from proxysite.doctor.findings import Check, Finding, error, ok, warning
 from proxysite.doctor.fronts import cure_for, front_of
 from proxysite.doctor.instance import is_loopback
+from proxysite.doctor.refusals import Refusals
 from proxysite.doctor.timing import Arrivals
 
 _PATIENCE_S = 60.0
@@ -35,11 +37,12 @@ _LARGE_BODY_BYTES = 512 << 20
 _SELF = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104
 # What sandbox-slow waits before each part of an answer.
 _SANDBOX_PAUSE_S = Pace().slow_event_s
+_ANOTHER_MODEL = "Is there such a model? Give --model."
 
 
 @dataclass(slots=True)
 class Visit:
-    """Whom to ask, and as whom; `front` is filled in when the first answer tells."""
+    """Whom to ask, and as whom; `front` is filled in when the first answer tells, `refusals` as limits are met."""
 
     url: str
     key: str
@@ -49,6 +52,7 @@ class Visit:
     own_address: tuple[str, int]
     front: str = ""
     failed: bool = field(default=False)
+    refusals: Refusals = field(default_factory=Refusals)
 
     def client(self) -> httpx.Client:
         return httpx.Client(
@@ -66,6 +70,10 @@ class Visit:
     def cure(self, problem: str) -> str:
         return cure_for(problem, self.front)
 
+    def is_limited(self, part: str, answer: httpx.Response) -> bool:
+        """Return whether the key's limits are why this is no answer to what was asked."""
+        return answer.is_error and self.refusals.note(part, answer.status_code, answer.headers, answer.content)
+
 
 def address_checks(visit: Visit) -> list[tuple[str, Check]]:
     checks = [
@@ -79,6 +87,7 @@ def address_checks(visit: Visit) -> list[tuple[str, Check]]:
         ("size", _size),
         ("websocket", _websocket),
         ("errors", _errors),
+        ("limits", _limits),
     ]
 
     def after_the_first(check: Any) -> Check:
@@ -151,7 +160,13 @@ def _key_accepted(visit: Visit) -> Iterator[Finding]:
         whose = "the sandbox's key" if visit.is_sandbox else "the key"
         yield ok("key", f"{whose} is accepted")
         return
+    is_limited = visit.is_limited("key", answer)
+    if is_limited and answer.status_code == 429:
+        return  # other requests may pass
     visit.failed = True
+    if is_limited:
+        yield error("limits", f"nothing was looked at: {visit.refusals.said}", visit.refusals.cure)
+        return
     cure = (
         "Does the instance at this address run with SANDBOX_ENABLED=true and this SANDBOX_KEY? Or give --key."
         if visit.is_sandbox
@@ -164,10 +179,15 @@ def _key_accepted(visit: Visit) -> Iterator[Finding]:
 
 
 def _events(visit: Visit) -> Iterator[Finding]:
-    arrivals, status, coding = _streamed(visit, visit.url)
-    if status != 200:
-        yield error("streams", f"a stream is answered with {status}", "Is there such a model? Give --model.")
+    arrivals, answer = _streamed(visit, visit.url)
+    if visit.is_limited("streams", answer):
         return
+    if answer.status_code != 200:
+        is_busy = answer.status_code == 429
+        cure = "The upstream limits this key: wait, or give another --key." if is_busy else _ANOTHER_MODEL
+        yield error("streams", f"a stream is answered with {answer.status_code}", cure)
+        return
+    coding = answer.headers.get("content-encoding", "")
     if trouble := _stream_trouble(visit, arrivals):
         yield error("streams", f"{trouble}, {_where(visit)}", visit.cure("stream"))
     elif coding:
@@ -176,8 +196,8 @@ def _events(visit: Visit) -> Iterator[Finding]:
         yield ok("streams", f"{arrivals.count} events arrived over {arrivals.spread_s:.1f} s, each as it was sent")
 
 
-def _streamed(visit: Visit, url: str) -> tuple[Arrivals, int, str]:
-    """Return when the events of one stream arrived through `url`, its status and its coding."""
+def _streamed(visit: Visit, url: str) -> tuple[Arrivals, httpx.Response]:
+    """Return when the events of one stream arrived through `url`, and the answer, with its body if it is an error."""
     body = {
         "model": visit.streaming_model,
         "stream": True,
@@ -186,9 +206,12 @@ def _streamed(visit: Visit, url: str) -> tuple[Arrivals, int, str]:
     }
     arrivals = Arrivals()
     with visit.client() as client, client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            answer.read()
+            return arrivals, answer
         for part in answer.iter_bytes():
             arrivals.add(part.count(b"\n\n"))
-    return arrivals, answer.status_code, answer.headers.get("content-encoding", "")
+    return arrivals, answer
 
 
 def _stream_trouble(visit: Visit, arrivals: Arrivals) -> str:
@@ -203,10 +226,12 @@ def _where(visit: Visit) -> str:
     if own_url == visit.url:
         return "from the gateway itself: is the upstream slow to begin?"
     try:
-        arrivals, status, _ = _streamed(visit, own_url)
+        arrivals, answer = _streamed(visit, own_url)
     except httpx.HTTPError:
-        status = 0
-    if status != 200:
+        answer = httpx.Response(502)
+    if visit.is_limited("where streams are held back", answer):
+        return "held back somewhere on the way"
+    if answer.status_code != 200:
         return f"held back somewhere on the way: the gateway itself does not answer here, at {own_url}"
     if _stream_trouble(visit, arrivals):
         return f"and so from the gateway itself, at {own_url}: it is the upstream, or what stands before that"
@@ -221,8 +246,13 @@ def _parts(visit: Visit) -> Iterator[Finding]:
     body = {"model": "sandbox-slow", "voice": "alloy", "input": "Hello!"}
     arrivals = Arrivals()
     with visit.client() as client, client.stream("POST", "/v1/audio/speech", json=body) as answer:
-        for _ in answer.iter_raw():
-            arrivals.add(1)
+        if answer.status_code != 200:
+            answer.read()
+            if visit.is_limited("answers", answer):
+                return
+        else:
+            for _ in answer.iter_raw():
+                arrivals.add(1)
     sent_s = _SANDBOX_PAUSE_S * (SLOW_SPEECH_PARTS - 1)
     if trouble := arrivals.trouble(sent_s=sent_s, what="parts", count=SLOW_SPEECH_PARTS):
         yield warning("answers", f"of speech, {trouble}", visit.cure("body"))
@@ -245,6 +275,8 @@ def _uploads(visit: Visit) -> Iterator[Finding]:
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     with visit.client() as client:
         answer = client.post("/v1/chat/completions", content=in_two_halves(), headers=headers)
+    if visit.is_limited("uploads", answer):
+        return
     waited_ms = _proxy_ms(answer.headers.get("server-timing", ""))
     if waited_ms is None:
         cure = "Let the field Server-Timing pass."
@@ -279,17 +311,26 @@ def _size(visit: Visit) -> Iterator[Finding]:
             sock = stack.enter_context(visit.context.wrap_socket(sock, server_hostname=url.hostname))
         sock.settimeout(2.0)
         sock.sendall(head.encode("latin-1"))
-        try:
-            answer = sock.recv(65536)
-        except TimeoutError:
-            answer = b""
+        status, headers, answer = _answer_on(sock)
+    if visit.refusals.note("size", status, headers, answer):
+        return
     mib = _LARGE_BODY_BYTES >> 20
-    if b" 413 " not in answer[:20]:
+    if status != 413:
         yield ok("size", f"bodies of {mib} MiB are let in")
     elif b'"request_too_large"' in answer:
         yield warning("size", f"bodies of {mib} MiB are refused here", "Raise MAX_BODY_BYTES: OpenAI takes such files.")
     else:
         yield warning("size", f"bodies of {mib} MiB are refused on the way", visit.cure("size"))
+
+
+def _answer_on(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Return status, fields and body of what a server says, status 0 if it waits."""
+    answer = http.client.HTTPResponse(sock)
+    try:
+        answer.begin()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read(65536)
+    except TimeoutError:
+        return 0, {}, b""
 
 
 # WebSocket and errors
@@ -309,6 +350,8 @@ def _websocket(visit: Visit) -> Iterator[Finding]:
             first = str(websocket.recv(timeout=_SHORT_PATIENCE_S))
     except InvalidStatus as exc:
         response = exc.response
+        if visit.refusals.note("websocket", response.status_code, response.headers, bytes(response.body)):
+            return
         # Of what came as WebSocket the gateway says no Server-Timing.
         if "server-timing" in response.headers or "x-proxy-request-id" not in response.headers:
             said = f"WebSockets do not pass: the upgrade is answered with {response.status_code}"
@@ -329,8 +372,16 @@ def _errors(visit: Visit) -> Iterator[Finding]:
     body = {"model": "sandbox-503", "messages": [{"role": "user", "content": "x"}]}
     with visit.client() as client:
         answer = client.post("/v1/chat/completions", json=body)
+    if visit.is_limited("errors", answer):
+        return
     is_whole = answer.status_code == 503 and answer.headers.get("retry-after") == "1" and '"error"' in answer.text
     if is_whole:
         yield ok("errors", "errors pass with their body")
     else:
         yield error("errors", "errors are replaced on the way", visit.cure("errors"))
+
+
+def _limits(visit: Visit) -> Iterator[Finding]:
+    """Say once what the key's limits have kept from being looked at."""
+    if visit.refusals:
+        yield warning("limits", f"this key is limited here; not looked at: {visit.refusals.said}", visit.refusals.cure)

@@ -7,8 +7,6 @@ import datetime as dt
 import json
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from email.utils import format_datetime
 from pathlib import Path
@@ -19,10 +17,11 @@ import trustme
 
 from gateway.tests.egress_proxies import ConnectProxy, Socks5Proxy
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
-from gateway.tests.live import ROOT, LiveProxy, free_port
+from gateway.tests.live import LiveProxy, free_port
 from proxysite.doctor.findings import Finding, as_json, as_text, exit_code, findings_of
 from proxysite.doctor.fronts import cure_for, front_of
 from proxysite.doctor.timing import Arrivals
+from proxysite.tests.examination import examine, refuse, run, said, trouble
 from proxysite.tests.fronts import NGINX, Nginx
 
 WELL_CONFIGURED = """
@@ -38,13 +37,6 @@ WELL_CONFIGURED = """
     proxy_set_header Connection $connection_upgrade;
 """
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian package nginx-light)")
-Report = dict[str, list[tuple[str, str, str]]]
-
-
-async def refuse(exchange: Exchange) -> None:
-    """Answer as OpenAI answers a question without a key."""
-    date = format_datetime(dt.datetime.now(dt.UTC), usegmt=True)
-    await exchange.answer(b'{"error": {}}', status="401 Unauthorized", headers=(("date", date),))
 
 
 @pytest.fixture(scope="module")
@@ -62,41 +54,6 @@ def sound(_sound: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
     """A running instance with nothing wrong."""
     upstream.script = refuse
     return _sound
-
-
-def run(proxy: LiveProxy, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "manage.py", "doctor", *arguments],
-        cwd=ROOT,
-        env=proxy.environment | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        input=stdin,
-    )
-
-
-def examine(proxy: LiveProxy, *arguments: str, code: int, **environment: str) -> Report:
-    """Return level, finding and cure of each part; the exit code must be `code`."""
-    done = run(proxy, "--json", *arguments, **environment)
-    assert done.returncode == code, done.stdout + done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["status"] == ("ok", "warning", "error")[code]
-    report: Report = {}
-    for found in answer["findings"]:
-        report.setdefault(found["part"], []).append((found["level"], found["finding"], found["cure"]))
-        assert bool(found["cure"]) == (found["level"] != "ok"), found
-    return report
-
-
-def trouble(report: Report) -> dict[str, str]:
-    """Return the parts that are not well, each with its worst level."""
-    bad = {part: [level for level, _, _ in found if level != "ok"] for part, found in report.items()}
-    return {part: max(levels, key=["warning", "error"].index) for part, levels in bad.items() if levels}
-
-
-def said(report: Report, part: str) -> str:
-    return " ".join(f"{finding} {cure}" for _, finding, cure in report[part])
 
 
 # The instance
