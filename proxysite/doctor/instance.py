@@ -37,6 +37,11 @@ _PATIENCE_S = 5.0
 _CLOCKS_APART_S = 10.0
 # Where containers get their secrets: readable for their one user, whoever that is.
 _CONTAINERS_SECRETS = Path("/run/secrets")
+_WRITING_CURES: dict[type[Exception], str] = {
+    redis.OutOfMemoryError: "Raise Redis's maxmemory, and let it drop what expires: maxmemory-policy volatile-lru.",
+    redis.ReadOnlyError: "Let REDIS_URL name the primary: this is a replica.",
+    redis.exceptions.NoPermissionError: "Let REDIS_URL's user write all keys that begin with REDIS_KEY_PREFIX.",
+}
 
 
 def instance_checks() -> list[tuple[str, Check]]:
@@ -197,14 +202,27 @@ def _redis() -> Iterator[Finding]:
         with redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2) as client:
             client.ping()
             ms = (time.perf_counter() - started) * 1000
+            trouble = _no_writes(client)
             about: Any = client.info("server")
             seconds, _ = client.time()
     except (redis.RedisError, OSError) as exc:
         cure = "Look at REDIS_URL, and whether Redis runs and lets this machine in."
         yield error("redis", f"not reachable: {type(exc).__name__}", cure)
         return
-    yield ok("redis", f"Redis {about['redis_version']}, answers in {ms:.1f} ms")
+    yield from trouble or [ok("redis", f"Redis {about['redis_version']}, answers in {ms:.1f} ms")]
     yield from _apart("Redis", float(seconds))
+
+
+def _no_writes(client: redis.Redis) -> list[Finding]:
+    """Write a key and take it away again: a Redis that is full, or a replica, answers everything but that."""
+    name = f"{settings.REDIS_KEY_PREFIX}:doctor:{os.urandom(8).hex()}"
+    try:
+        client.set(name, b"x", ex=60)
+        client.delete(name)
+    except redis.ResponseError as exc:
+        said = f"it answers, and takes no writes: {type(exc).__name__}"
+        return [error("redis", said, _WRITING_CURES.get(type(exc), "Look at Redis's log: is its disk full?"))]
+    return []
 
 
 def _broker() -> Iterator[Finding]:

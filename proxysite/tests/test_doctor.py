@@ -7,17 +7,19 @@ import datetime as dt
 import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import trustme
 
 from gateway.tests.egress_proxies import ConnectProxy, Socks5Proxy
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy, free_port
+from gateway.tests.redis_server import running_redis
 from proxysite.doctor.findings import Finding, as_json, as_text, exit_code, findings_of
 from proxysite.doctor.fronts import cure_for, front_of
 from proxysite.doctor.timing import Arrivals
@@ -144,6 +146,38 @@ def test_a_broker_that_answers_is_well(sound: LiveProxy) -> None:
         pytest.skip("no Redis")
     report = examine(sound, code=0, CELERY_BROKER_URL=sound.environment["REDIS_URL"])
     assert report["broker"][0][0] == "ok"
+
+
+def _full(client: redis.Redis) -> None:
+    client.config_set("maxmemory", "1")
+
+
+def _replica(client: redis.Redis) -> None:
+    client.replicaof("127.0.0.1", "1")
+
+
+def _without_rights(client: redis.Redis) -> None:
+    client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-@write"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_full, "OutOfMemoryError Raise Redis's maxmemory"),
+        (_replica, "ReadOnlyError Let REDIS_URL name the primary"),
+        (_without_rights, "NoPermissionError Let REDIS_URL's user write"),
+    ],
+)
+def test_a_redis_that_answers_and_takes_no_writes_is_named(
+    sound: LiveProxy, tmp_path: Path, spoil: Callable[[redis.Redis], None], words: str
+) -> None:
+    with running_redis(tmp_path) as url, redis.Redis.from_url(url) as client:
+        assert trouble(examine(sound, code=0, REDIS_URL=url)) == {}
+        assert client.dbsize() == 0
+        spoil(client)
+        report = examine(sound, code=2, REDIS_URL=url)
+    assert trouble(report) == {"redis": "error"}
+    assert words in said(report, "redis")
 
 
 def test_pending_migrations_and_late_events_are_named(upstream: FakeUpstream) -> None:
