@@ -3,8 +3,11 @@ FROM python:3.11-slim-bookworm AS build
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
-COPY requirements.txt /tmp/requirements.txt
-RUN /opt/venv/bin/pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+COPY requirements*.txt /tmp/
+# EXTRAS=otel: what OTEL_ENABLED=true needs, too.
+ARG EXTRAS=
+RUN /opt/venv/bin/pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt \
+        ${EXTRAS:+-r /tmp/requirements-${EXTRAS}.txt}
 COPY . /app
 # The file system is read-only later: what Python would write on first import is written now.
 RUN /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib /app

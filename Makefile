@@ -52,6 +52,7 @@ screenshots: $(VENV)/.dev ## take the pictures in docs/images anew (Debian packa
 
 lock: $(VENV)/.dev ## compile requirements*.in into locked, hashed files
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header -c requirements.txt requirements-otel.in -o requirements-otel.txt
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-dev.in -o requirements-dev.txt
 
 clean: ## remove the virtual environment and caches; var/ stays

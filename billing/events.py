@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Literal, get_args
 
 import msgspec
@@ -32,6 +33,10 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     images: int = 0
     characters: int = 0
     seconds: float = 0.0
+
+    def plus(self, other: Usage) -> Usage:
+        """Return what both have used together."""
+        return Usage(*map(operator.add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 class UsageEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -77,10 +77,16 @@ class Estimates(Protocol):
     ) -> Usage: ...
 
 
+class Trace(Protocol):
+    """Tells a collector of a request that has ended: see `proxysite.tracing`."""
+
+    def __call__(self, event: UsageEvent, *, request_id: str, headers: wire.RawHeaders, asked_model: str) -> None: ...
+
+
 class Metering:
     """What one worker meters with. `blocked` holds the fingerprints of blocked keys; it is replaced, not changed.
 
-    `tally` counts what has ended.
+    `tally` counts what has ended; `trace`, if there is one, is told of it.
     """
 
     def __init__(
@@ -91,12 +97,14 @@ class Metering:
         estimates: Estimates,
         splices_usage: bool = True,
         logs_access: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         self.fingerprint = keys.Fingerprinter(pepper)
         self.append = append
         self.estimates = estimates
         self.splices_usage = splices_usage
         self.logs_access = logs_access
+        self.trace = trace
         self.tally = Tally()
         self.blocked: frozenset[str] = frozenset()
         self.held_bytes = 0
@@ -393,6 +401,9 @@ class RequestMeter:
         metering.tally.finished(event, has_begun=self.first_byte_s > 0)
         if metering.logs_access:
             log_access(event, request_id=self.request_id, headers=self._headers)
+        if metering.trace is not None:
+            asked_model = self.seen_facts().model
+            metering.trace(event, request_id=self.request_id, headers=self._headers, asked_model=asked_model)
         if self.hold is not None:
             self.hold.settle(event)
 
@@ -548,6 +559,8 @@ class SessionMeter:
         self._endpoint = endpoint_of("GET", scope["raw_path"])
         self._reader = RealtimeReader(model)
         self._has_settled = False
+        self._asked_model = model
+        self._used = _NO_USAGE  # by the whole session
         self.hold: Hold | None = None
         self.status = 0
         self.upstream_request_id = ""
@@ -577,11 +590,19 @@ class SessionMeter:
                 self.hold.settle(event)
             if self._metering.logs_access:
                 log_access(event, request_id=self.request_id, headers=self._headers)
+            if self._metering.trace is not None:
+                self._trace(event, self._metering.trace)
+
+    def _trace(self, event: UsageEvent, trace: Trace) -> None:
+        source: UsageSource = "none" if self._used == _NO_USAGE else "upstream"
+        whole = msgspec.structs.replace(event, usage=self._used, usage_source=source)
+        trace(whole, request_id=self.request_id, headers=self._headers, asked_model=self._asked_model)
 
     def _append(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> None:
         event = self._event(outcome, usage, model, service_tier, source)
         self._metering.append(event)
         self._has_settled = True
+        self._used = self._used.plus(usage)
         if self.hold is not None and usage != _NO_USAGE:
             self.hold.settle_part(event)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import ssl
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httpx2 as httpx
@@ -34,6 +34,9 @@ from gateway.workers import WorkerReport
 from proxysite import ledger, limiting, status
 from proxysite.metrics import MetricsPage, WorkerMetrics
 from sessions_api import chat
+
+if TYPE_CHECKING:
+    from proxysite.tracing import Tracing
 
 logger = logging.getLogger("proxysite.application")
 
@@ -70,12 +73,14 @@ class Application:
             max_bytes=settings.JOURNAL_MAX_BYTES,
             on_tick=self._keep_policy,
         )
+        self._tracing = _tracing()
         metering = Metering(
             pepper=settings.KEY_PEPPER.encode(),
             append=self._journal.append,
             estimates=self._estimator,
             splices_usage=settings.SPLICE_USAGE,
             logs_access=settings.ACCESS_LOG,
+            trace=self._tracing.record if self._tracing else None,
         )
         prices = Prices()
         self._limiter = limiting.make_limiter(metering, prices)
@@ -194,6 +199,8 @@ class Application:
         await asyncio.to_thread(self._journal.close)
         await asyncio.to_thread(self._ledger.close)
         await asyncio.to_thread(self._worker_metrics.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         await send({"type": "lifespan.shutdown.complete"})
 
     def _status_page(self) -> status.StatusPage:
@@ -243,6 +250,15 @@ def upstream_transport(context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
         proxy=settings.UPSTREAM_PROXY or None,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60),
     )
+
+
+def _tracing() -> Tracing | None:
+    """Return what requests are traced with, if they are."""
+    if not settings.OTEL_ENABLED:
+        return None
+    from proxysite.tracing import Tracing  # needs packages that others need not have
+
+    return Tracing(upstream_url=settings.UPSTREAM_URL, sandbox_key=settings.SANDBOX_KEY)
 
 
 async def _answer_alive(send: Send) -> None:

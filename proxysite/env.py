@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import socket
@@ -173,6 +174,16 @@ def certificates(name: str) -> str:
         # ssl.SSLError is one too, with a text of its own.
         raise ImproperlyConfigured(f"{name}: {path} holds no certificates that can be read ({exc.strerror}).") from exc
     return path
+
+
+def require(name: str, *, packages: str, module: str) -> None:
+    """Raise ImproperlyConfigured unless the module that a setting needs, of a lock file of its own, is installed."""
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it stands in
+        is_there = False
+    if not is_there:
+        raise ImproperlyConfigured(f"{name}: {module} is not installed: pip install -r {packages}, or unset {name}.")
 
 
 def secret(name: str, path: Path) -> str:

@@ -97,6 +97,8 @@ def configuration(*, form: str, level: str, logs_access: bool) -> dict[str, Any]
             "celery": {"level": "WARNING"},
             "django_celery_beat": {"level": "WARNING"},
             "websockets": {"level": "CRITICAL"},
+            # A line for each span that a collector who is away has no room for.
+            "opentelemetry.sdk._shared_internal": {"level": "ERROR"},
             "gateway.access": {"level": "INFO" if logs_access else "CRITICAL"},
             # uvicorn takes over this one's handlers, so they cannot be the root's.
             "gunicorn.error": {"handlers": ["stderr"], "level": level, "propagate": False},

@@ -32,6 +32,10 @@ ACCESS_LOG = env.flag("ACCESS_LOG", False)
 METRICS_TOKEN = env.text("METRICS_TOKEN")
 METRICS_NETWORKS = env.networks("METRICS_NETWORKS")
 METRICS_DIR = VAR_DIR / "metrics"
+OTEL_ENABLED = env.flag("OTEL_ENABLED", False)
+if OTEL_ENABLED:
+    # Where to, under which name, how many: OpenTelemetry's own variables, which its SDK reads.
+    env.require("OTEL_ENABLED", packages="requirements-otel.txt", module="opentelemetry.exporter.otlp.proto.http")
 
 try:
     VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -137,7 +137,18 @@ def test_the_image_gets_all_that_runs_and_nothing_private() -> None:
     assert lines[1] == "*"
     applications = {path.parent.name for path in ROOT.glob("*/apps.py")} | {"proxysite"}
     assert applications | {"manage.py", "requirements.txt", "templates", "static", "deploy/is_alive.py"} <= taken
+    assert "requirements-otel.txt" in taken
     assert not taken & {"var", "secrets", ".env", ".git", "deploy", "."}
+
+
+def test_an_extra_asks_for_the_same_versions_as_everything_else() -> None:
+    locked = [
+        dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / f"requirements{part}.txt").read_text(), re.M))
+        for part in ("", "-otel", "-dev")
+    ]
+    runtime, extra, dev = locked
+    assert {name: runtime.get(name, version) for name, version in extra.items()} == extra
+    assert runtime.items() | extra.items() <= dev.items()
 
 
 # Secrets
