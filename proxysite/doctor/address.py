@@ -384,4 +384,8 @@ def _errors(visit: Visit) -> Iterator[Finding]:
 def _limits(visit: Visit) -> Iterator[Finding]:
     """Say once what the key's limits have kept from being looked at."""
     if visit.refusals:
-        yield warning("limits", f"this key is limited here; not looked at: {visit.refusals.said}", visit.refusals.cure)
+        yield warning(
+            "limits",
+            f"this key, or this address, is limited here; not looked at: {visit.refusals.said}",
+            visit.refusals.cure,
+        )

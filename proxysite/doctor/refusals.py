@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from gateway import errors
 
 _OTHER_KEY = "give --key one without limits (0 on its page in the admin)"
+_ADDRESSES = "Limits of addresses are the settings ADDRESS_*."
 _CURES = {
-    errors.RateLimitedError.code: f"Wait a minute, or {_OTHER_KEY}.",
-    errors.SpendLimitedError.code: f"To look at it, {_OTHER_KEY}, or one with money left.",
+    errors.RateLimitedError.code: f"Wait a minute, or {_OTHER_KEY}. {_ADDRESSES}",
+    errors.SpendLimitedError.code: f"To look at it, {_OTHER_KEY}, or one with money left. {_ADDRESSES}",
     errors.ModelNotAllowedError.code: f"To look at it, {_OTHER_KEY} that may use any model.",
     errors.ModelUnpricedError.code: f"Under a limit of money models without a price are refused: {_OTHER_KEY}.",
     errors.AddressNotAllowedError.code: "Ask from a network of ALLOWED_NETWORKS, or of the key's in the admin.",
