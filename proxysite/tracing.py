@@ -73,7 +73,7 @@ class Tracing:
             logger.exception("a request could not be traced")
 
     def _record(self, event: UsageEvent, request_id: str, headers: wire.RawHeaders, asked_model: str) -> None:
-        api_key = wire.bearer_key(headers)
+        api_key = wire.api_key_of(headers)
         started_ns = int(event.started_at * 1e9)
         ended_ns = started_ns + event.duration_ms * _MS
         span = self._tracer.start_span(
