@@ -98,7 +98,7 @@ class Meters(Protocol):
 
 
 class SessionMeter(Meters, Protocol):
-    """See `gateway.metering.SessionMeter`."""
+    """See `gateway.session_meter.SessionMeter`."""
 
 
 class RequestMeter(Meters, Protocol):

@@ -28,9 +28,9 @@ from gateway.errors import (
     error_body,
     error_headers,
 )
-from gateway.metering import SessionMeter
 from gateway.paths import is_gateway_path
 from gateway.relay import Relay
+from gateway.session_meter import SessionMeter
 from gateway.websocket import Dialer, UpstreamSocket
 
 logger = logging.getLogger("gateway.realtime")
