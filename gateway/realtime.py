@@ -38,7 +38,6 @@ logger = logging.getLogger("gateway.realtime")
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
 _INTERNAL_ERROR = 1011
-_SETTLE_SECONDS = 60.0
 _QUERY_MAX_BYTES = 4096
 
 
@@ -229,21 +228,16 @@ class _Conversation:
 
     async def _pass_messages_down(self, peer: Peer) -> None:
         recv, send, meter = peer.recv, self._send, self._meter
-        loop = asyncio.get_running_loop()
-        settle_at = loop.time() + _SETTLE_SECONDS
         try:
             while True:
                 message = await recv()
                 meter.feed(message)
-                if meter.hold is not None and meter.has_used():
+                if meter.has_used():
+                    # Before the client can hold the whole response: what it has used is then on disk.
                     meter.settle("completed", is_end=False)
-                    if not await meter.hold.may_go_on():
+                    if meter.hold is not None and not await meter.hold.may_go_on():
                         await self._cut(message)
                         return
-                # A session may last an hour: what it has used is not kept back until its end.
-                if loop.time() >= settle_at:
-                    meter.settle("completed", is_end=False)
-                    settle_at = loop.time() + _SETTLE_SECONDS
                 kind = "text" if isinstance(message, str) else "bytes"
                 await send({"type": "websocket.send", kind: message})
         except ConnectionClosed as exc:

@@ -1,4 +1,4 @@
-"""What the responses on a WebSocket used, read from a copy of what passes."""
+"""What the responses on a WebSocket used, read from a copy of what passes, and said of each when it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_USAGE = Usage()
 
 
 class SessionMeter:
-    """One WebSocket session: what its responses used, said at its end and now and then within it."""
+    """One WebSocket session: what each of its responses used, and at its end what the session came to."""
 
     def __init__(self, metering: Metering, scope: Any, *, model: str) -> None:
         self._metering = metering
