@@ -182,6 +182,16 @@ def error_event(error: GatewayError) -> bytes:
     return b"event: error\ndata: " + error_body(error) + b"\n\n"
 
 
+def error_message(error: GatewayError, *, event_id: str | None = None) -> str:
+    """Return the error as an `error` event of a WebSocket session; `event_id` is that of the client's own event.
+
+    https://platform.openai.com/docs/api-reference/realtime-server-events/error, and for responses over a socket
+    `status` beside it.
+    """
+    fields = error.fields() | {"event_id": event_id}
+    return json.dumps({"type": "error", "status": error.status, "error": fields}, ensure_ascii=False)
+
+
 def error_headers(error: GatewayError, *, request_id: str, body_bytes: int) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"content-type", b"application/json; charset=utf-8"),

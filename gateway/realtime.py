@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from gateway.asgi import Message, Receive, Scope, Send
 from gateway.errors import (
     BadRequestError,
     GatewayError,
+    KeyBlockedError,
     OverloadedError,
     SpendLimitedError,
     UnknownUrlError,
@@ -27,6 +27,7 @@ from gateway.errors import (
     UpstreamTimeoutError,
     error_body,
     error_headers,
+    error_message,
 )
 from gateway.paths import is_gateway_path
 from gateway.relay import Relay
@@ -38,6 +39,8 @@ logger = logging.getLogger("gateway.realtime")
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
 _INTERNAL_ERROR = 1011
+# A client that does not read is not waited for to be told that it may not go on.
+_GOODBYE_SECONDS = 1.0
 _QUERY_MAX_BYTES = 4096
 
 
@@ -151,6 +154,7 @@ class _Conversation:
         self._peer: Peer | None = None
         self._joined = asyncio.Event()
         self._farewell: tuple[int, str] | None = None
+        self._refusal: GatewayError | None = None
 
     async def run(self) -> None:
         down = asyncio.create_task(self._pass_down())
@@ -162,6 +166,8 @@ class _Conversation:
             up.cancel()
             await asyncio.wait((down, up))
             self._meter.settle(self._outcome, is_end=True)
+            if self._refusal is not None:
+                await self._turn_out(self._refusal)
             if self._peer is not None:
                 await self._leave(self._peer)
         for task in (down, up):
@@ -248,17 +254,25 @@ class _Conversation:
     async def _cut(self, message: str | bytes) -> None:
         """Pass on what the session's last money was spent for, say so, and end it."""
         error = SpendLimitedError("This API key's spend limit is reached; the session ends here.")
-        self._realtime.relay.metering.tally.failed(error.code)
         self._outcome = "timeout"
         await self._send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
-        event = json.dumps({"type": "error", "error": error.fields()})
-        await self._send({"type": "websocket.send", "text": event})
+        await self._end_with(error)
+
+    async def _turn_out(self, error: GatewayError) -> None:
+        """End the session of a client that may not go on, whether it reads or not."""
+        with contextlib.suppress(OSError):  # TimeoutError is one, and the server's word for a client that has left
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._end_with(error)
+
+    async def _end_with(self, error: GatewayError) -> None:
+        self._realtime.relay.metering.tally.failed(error.code)
+        await self._send({"type": "websocket.send", "text": error_message(error)})
         await self._send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
 
     # Client to upstream
 
     async def _pass_up(self) -> None:
-        """Return when the client has left."""
+        """Return when the client has left, or may not go on."""
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
@@ -266,6 +280,11 @@ class _Conversation:
                 return
             await self._joined.wait()
             assert self._peer is not None  # noqa: S101 - set before `_joined`
+            try:
+                self._meter.check_not_blocked()
+            except KeyBlockedError as error:
+                self._refusal, self._outcome = error, "refused"
+                return
             text = message.get("text")
             # An upstream that has closed is reported by `_pass_down`, behind what it had sent.
             with contextlib.suppress(ConnectionClosed):

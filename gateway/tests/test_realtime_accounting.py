@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,10 @@ from gateway.tests.fake_realtime import RealtimeUpstream, echo
 from gateway.tests.live import LiveProxy
 
 KEY = "sk-session-0000000001"
+BLOCK = (
+    "from billing.models import ApiKey; from billing.services import block_key;"
+    "[block_key(key) for key in ApiKey.objects.all()]"
+)
 COLUMNS = "usage_source, pricing, model, input_tokens, output_tokens"
 
 
@@ -95,3 +100,32 @@ async def test_a_killed_worker_loses_no_response_that_the_client_saw(upstream: R
                 await client.recv()
         rows = proxy.wait_for_rows("SELECT output_tokens FROM billing_usagerecord", 3)
         assert rows == [(20,)] * 3
+
+
+# A key that is blocked
+
+
+async def test_a_session_ends_when_its_key_is_blocked(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    upstream.play(answer)
+    said: list[dict[str, Any]] = []
+    async with dial(proxy) as client:
+        await client.send("first")
+        await next_of_kind(client, "response.done")
+        proxy.wait_for_rows("SELECT 1 FROM billing_apikey", 1)
+        proxy.manage("shell", "-c", BLOCK)
+
+        async def talk() -> None:
+            for number in range(1_000_000):
+                await client.send(str(number))
+                said.append(json.loads(await client.recv()))
+
+        with pytest.raises(ConnectionClosed) as closed:
+            await talk()
+        # What was sent while the end came does not keep it from being read.
+        with contextlib.suppress(ConnectionClosed):
+            said += [json.loads(message) async for message in client]
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert said[-1]["type"] == "error"
+    assert (said[-1]["error"]["code"], said[-1]["error"]["type"]) == ("key_blocked", "invalid_request_error")
+    assert await upstream.next_close() == (1001, "")
