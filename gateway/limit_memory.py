@@ -46,13 +46,15 @@ class MemoryStore:
         return None
 
     async def extend(self, request_id: str, asks: Sequence[Ask], *, units: int, month: str, now: float) -> bool:
-        """Reserve so much more for a request in progress; return whether it was there."""
+        """Reserve so much more for a request in progress; return whether it was there. Below 0 it is given back."""
         with self._lock:
             found = [(self._state(ask, month, now), ask) for ask in asks if ask.limits.monthly_units]
-            if any(state.spent_units + state.reserved_units + units > ask.limits.monthly_units for state, ask in found):
+            if units >= 0 and any(
+                state.spent_units + state.reserved_units + units > ask.limits.monthly_units for state, ask in found
+            ):
                 return False
             for state, _ in found:
-                state.reserved_units += units
+                state.reserved_units = max(state.reserved_units + units, 0)
         return True
 
     def settle(

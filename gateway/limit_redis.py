@@ -89,7 +89,10 @@ class RedisStore:
         return None
 
     async def extend(self, request_id: str, asks: Sequence[Ask], *, units: int, month: str, now: float) -> bool:
-        """Reserve so much more for a request in progress; return whether it was there. Raises LimitsAwayError."""
+        """Reserve so much more for a request in progress; return whether it was there. Raises LimitsAwayError.
+
+        Below 0 it is given back.
+        """
         paid = [ask for ask in asks if ask.limits.monthly_units]
         arguments: list[str | int] = [request_id, month, units, LEASE_SECONDS]
         arguments += [ask.limits.monthly_units for ask in paid]

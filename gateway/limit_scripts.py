@@ -58,7 +58,7 @@ end
 local function hold(s, live, held, id, units, lease)
   redis.call('ZADD', live, now + lease, id)
   redis.call('EXPIRE', live, math.ceil(lease * 2))
-  if units > 0 then
+  if units ~= 0 then
     redis.call('HINCRBY', held, id, string.format(WHOLE, units))
     s.v = s.v + units
   end
@@ -129,7 +129,8 @@ return {0}
 """,
 )
 
-# ARGV: request, month, units, lease, then for each its units a month. Answers 1, or 0 where there is not so much.
+# ARGV: request, month, units (below 0: to give back), lease, then for each its units a month. Answers 1, or 0 where
+# there is not so much.
 EXTEND: Final = _script(
     _COMMON,
     """
@@ -138,12 +139,14 @@ local states = {}
 for k = 1, #KEYS, 3 do
   local s = load(KEYS[k], KEYS[k+1], month, 0)
   end_leases(s, KEYS[k+1], KEYS[k+2])
-  if s.s + s.v + units > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
+  if units >= 0 and s.s + s.v + units > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
   states[(k + 2) / 3] = s
 end
 for place, s in ipairs(states) do
   local k = (place - 1) * 3 + 1
-  hold(s, KEYS[k+1], KEYS[k+2], id, units, lease)
+  -- No more is given back than is held: a lease may have ended meanwhile.
+  local more = math.max(units, -number(redis.call('HGET', KEYS[k+2], id)))
+  hold(s, KEYS[k+1], KEYS[k+2], id, more, lease)
   save(KEYS[k], s)
 end
 return 1

@@ -350,6 +350,23 @@ async def test_money_is_reserved_settled_and_never_overshot(store: Store) -> Non
     assert await store.admit(store.ask(limits, units=1), month="2026-12") is None
 
 
+async def test_a_request_in_progress_gives_back_what_it_does_not_need_and_no_more(store: Store) -> None:
+    limits = Limits(monthly_units=100)
+    held = store.ask(limits, units=10)
+    assert await store.admit(held) is None
+    assert await store.extend(1, held, units=90)
+    assert await store.admit(store.ask(limits, units=1)) is not None
+    assert await store.extend(1, held, units=-60)
+    assert await store.admit(store.ask(limits, units=61)) is not None
+    assert await store.admit(store.ask(limits, units=60)) is None
+    store.settle(1, held, units=40, reserved=40)
+    store.settle(4, held, reserved=60)
+    # As when its lease has ended meanwhile.
+    assert await store.extend(9, held, units=-50)
+    assert await store.admit(store.ask(limits, units=61)) is not None
+    assert await store.admit(store.ask(limits, units=60)) is None
+
+
 async def test_the_ledgers_word_counts_where_it_is_more(store: Store) -> None:
     limits = Limits(monthly_units=100)
     assert await store.admit(store.ask(limits, units=10, spent=91)) is not None
