@@ -100,10 +100,23 @@ class Hold:
         self._tokens_paid += tokens
 
     async def _reserve(self, tokens: int) -> bool:
-        limiter = self._limiter
         usage = Usage(output_tokens=tokens)
         tier = self._service_tier
-        units = limiter.prices.most(self._model, usage, service_tier=tier, factor=self._factor) or 0
+        units = self._limiter.prices.most(self._model, usage, service_tier=tier, factor=self._factor) or 0
+        return await self.reserve_units(units)
+
+    @property
+    def has_money(self) -> bool:
+        """Return whether there is a limit of money that this is held to."""
+        return any(ask.limits.monthly_units for ask in self._asks)
+
+    async def release_units(self, units: int) -> None:
+        """Give back so much of what is reserved."""
+        await self.reserve_units(-min(units, self._reserved_units))
+
+    async def reserve_units(self, units: int) -> bool:
+        """Reserve so much more; return whether it was there."""
+        limiter = self._limiter
         try:
             is_there = await limiter.store.extend(
                 self.request_id, self._asks, units=units, month=self._month, now=time.monotonic()

@@ -100,6 +100,8 @@ class Meters(Protocol):
 class SessionMeter(Meters, Protocol):
     """See `gateway.session_meter.SessionMeter`."""
 
+    endpoint: Endpoint
+
 
 class RequestMeter(Meters, Protocol):
     """See `gateway.metering.RequestMeter`."""
@@ -214,12 +216,22 @@ class Limiter:
             )
         await self._admit(meter, scope, limits, demand, facts, is_stream=facts.is_stream)
 
-    async def admit_session(self, meter: SessionMeter, scope: Any, *, model: str) -> None:
-        """Let a WebSocket pass, or raise GatewayError."""
+    async def admit_session(
+        self, meter: SessionMeter, scope: Any, *, model: str | None, is_told_later: bool = False
+    ) -> None:
+        """Let a WebSocket pass, or raise GatewayError. `model` is None where the handshake names none.
+
+        `is_told_later`: each response says its model when it is asked for; see `gateway.session_guard`.
+        """
         limits = self.rules.of_key(meter.fingerprint)
-        if limits.models:
-            self._check_model(limits, model)
-        demand = demand_of(
+        if limits.models and not (is_told_later and model is None):
+            self._check_model(limits, model or "")
+        demand = Demand() if is_told_later else self.session_demand()
+        await self._admit(meter, scope, limits, demand, RequestFacts(model=model or ""), is_stream=False)
+
+    def session_demand(self) -> Demand:
+        """Return what is reserved for a realtime session: a response, of which nothing is known before."""
+        return demand_of(
             Endpoint("", Meter.REALTIME),
             "GET",
             RequestFacts(),
@@ -228,7 +240,18 @@ class Limiter:
             output_tokens=self.options.output_tokens,
             reference_tokens=0,
         )
-        await self._admit(meter, scope, limits, demand, RequestFacts(model=model), is_stream=False)
+
+    # Within a session
+
+    def check_models(self, meter: SessionMeter, models: tuple[str, ...]) -> None:
+        """Raise ModelNotAllowedError unless the key may use all of them."""
+        limits = self.rules.of_key(meter.fingerprint)
+        for model in models:
+            self._check_model(limits, model)
+
+    def most_units(self, meter: SessionMeter, demand: Demand, facts: RequestFacts) -> int:
+        """Return the most that a response may cost. Raises ModelUnpricedError where nobody knows."""
+        return self._most_units(demand, facts, self.rules.factor_of(meter.fingerprint))
 
     def _weighs(self, limits: Limits) -> bool:
         """Return whether it matters how much a request may use."""

@@ -31,6 +31,7 @@ from gateway.errors import (
 )
 from gateway.paths import is_gateway_path
 from gateway.relay import Relay
+from gateway.session_guard import RESPONSES_ROUTE, SessionGuard
 from gateway.session_meter import SessionMeter
 from gateway.websocket import Dialer, UpstreamSocket
 
@@ -110,7 +111,8 @@ class Realtime:
                 raise OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
             if relay.limiter is not None:
                 relay.limiter.screen(meter, scope)
-                await relay.limiter.admit_session(meter, scope, model=_only_model(scope))
+                is_told_later = meter.endpoint.route == RESPONSES_ROUTE
+                await relay.limiter.admit_session(meter, scope, model=_only_model(scope), is_told_later=is_told_later)
         except GatewayError as error:
             meter.status = error.status
             meter.settle("refused", is_end=True)
@@ -155,6 +157,7 @@ class _Conversation:
         self._joined = asyncio.Event()
         self._farewell: tuple[int, str] | None = None
         self._refusal: GatewayError | None = None
+        self._guard: SessionGuard | None = None
 
     async def run(self) -> None:
         down = asyncio.create_task(self._pass_down())
@@ -237,19 +240,27 @@ class _Conversation:
         try:
             while True:
                 message = await recv()
-                meter.feed(message)
+                kind = meter.feed(message)
                 if meter.has_used():
                     # Before the client can hold the whole response: what it has used is then on disk.
                     meter.settle("completed", is_end=False)
-                    if meter.hold is not None and not await meter.hold.may_go_on():
+                    if not await self._may_go_on(kind):
                         await self._cut(message)
                         return
-                kind = "text" if isinstance(message, str) else "bytes"
-                await send({"type": "websocket.send", kind: message})
+                elif self._guard is not None and not await self._guard.allows(kind, message):
+                    await self._cut(message)
+                    return
+                await send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
         except ConnectionClosed as exc:
             code, reason = _farewell_to_client(exc)
             self._outcome = "upstream_error" if code == _INTERNAL_ERROR else "completed"
             await send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _may_go_on(self, kind: str) -> bool:
+        """Return whether there is money left behind a response."""
+        if self._guard is not None:
+            await self._guard.allows(kind, "")
+        return self._meter.hold is None or await self._meter.hold.may_go_on()
 
     async def _cut(self, message: str | bytes) -> None:
         """Pass on what the session's last money was spent for, say so, and end it."""
@@ -286,9 +297,29 @@ class _Conversation:
                 self._refusal, self._outcome = error, "refused"
                 return
             text = message.get("text")
+            sent = message["bytes"] if text is None else text
+            if self._realtime.relay.limiter is not None and not await self._is_within_limits(sent):
+                continue
             # An upstream that has closed is reported by `_pass_down`, behind what it had sent.
             with contextlib.suppress(ConnectionClosed):
-                await self._peer.send(message["bytes"] if text is None else text)
+                await self._peer.send(sent)
+
+    async def _is_within_limits(self, message: str | bytes) -> bool:
+        """Return whether a message may go up; if not, the client has been told, and the session goes on."""
+        limiter = self._realtime.relay.limiter
+        guard = self._guard
+        if guard is None:
+            assert limiter is not None  # noqa: S101 - asked by `_pass_up`
+            guard = self._guard = SessionGuard(limiter, self._meter, model=_only_model(self._scope) or "")
+        try:
+            await guard.check(message)
+        except GatewayError as error:
+            self._realtime.relay.metering.tally.failed(error.code)
+            event = error_message(error, event_id=guard.event_id or None)
+            with contextlib.suppress(OSError):  # a client that has left is told of by `_receive`
+                await self._send({"type": "websocket.send", "text": event})
+            return False
+        return True
 
 
 def _model_asked_for(scope: Scope) -> str:
@@ -296,10 +327,17 @@ def _model_asked_for(scope: Scope) -> str:
     return str(asked[0][:100])
 
 
-def _only_model(scope: Scope) -> str:
-    """Return the model that a client asks for, "" where it may be another: limits must not be led astray."""
+def _only_model(scope: Scope) -> str | None:
+    """Return the model that a client asks for, None where it names none.
+
+    "" where it may be another: limits must not be led astray.
+    """
     query = scope["query_string"]
-    asked = set(parse_qs(query.decode("latin-1")).get("model", [])) if len(query) <= _QUERY_MAX_BYTES else set()
+    if len(query) > _QUERY_MAX_BYTES:
+        return ""
+    asked = set(parse_qs(query.decode("latin-1")).get("model", []))
+    if not asked:
+        return None
     return str(asked.pop()[:100]) if len(asked) == 1 else ""
 
 

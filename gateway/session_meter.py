@@ -32,7 +32,7 @@ class SessionMeter:
         current_request_id.set(self.request_id)
         self._headers: wire.RawHeaders = scope["headers"]
         self.fingerprint, self._hint = metering.identify(self._headers)
-        self._endpoint = endpoint_of("GET", scope["raw_path"])
+        self.endpoint = endpoint_of("GET", scope["raw_path"])
         self._reader = RealtimeReader(model)
         self._has_settled = False
         self._asked_model = model
@@ -45,9 +45,9 @@ class SessionMeter:
         """Raise KeyBlockedError if the operator has blocked the key."""
         self._metering.check_not_blocked(self.fingerprint)
 
-    def feed(self, message: str | bytes) -> None:
-        """Look at a message of the upstream's."""
-        self._reader.feed(message)
+    def feed(self, message: str | bytes) -> str:
+        """Look at a message of the upstream's; return its type, "" for a piece of an answer."""
+        return self._reader.feed(message)
 
     def has_used(self) -> bool:
         """Return whether anything was used since the last `settle`."""
@@ -90,7 +90,7 @@ class SessionMeter:
             key_fingerprint=self.fingerprint,
             key_hint=self._hint,
             method="GET",
-            endpoint=self._endpoint.route,
+            endpoint=self.endpoint.route,
             model=model[:100],
             service_tier=service_tier,
             is_stream=True,

@@ -510,8 +510,8 @@ async def test_a_websocket_is_of_an_allowed_model(
 ) -> None:
     socket_upstream.play()
     async with dial(socket_proxy, SOCKET_MODEL) as websocket:
-        await websocket.send("hello")
-        assert await websocket.recv() == "hello"
+        await websocket.send('{"type": "hello"}')
+        assert await websocket.recv() == '{"type": "hello"}'
     assert await status_of_refusal(socket_proxy, SOCKET_MODEL, query) == (403, "model_not_allowed")
 
 
@@ -531,7 +531,7 @@ async def test_a_session_ends_where_its_money_does(socket_proxy: LiveProxy, sock
         async with dial(socket_proxy, SOCKET_CENT) as websocket:
             for _ in range(50):
                 with contextlib.suppress(ConnectionClosed):
-                    await websocket.send("{}")
+                    await websocket.send('{"type": "response.create"}')
                 said.append(json.loads(await websocket.recv()))
 
     with pytest.raises(ConnectionClosed) as closed:
@@ -599,7 +599,7 @@ async def test_a_session_is_not_ended_where_that_is_not_wanted_and_is_the_last_o
     async def responses(websocket: Any) -> None:
         async for message in websocket:
             usage = {"input_tokens": 0, "output_tokens": 500, "output_token_details": {"audio_tokens": 500}}
-            response = {"id": f"resp_{message}", "usage": usage}
+            response = {"id": json.loads(message)["event_id"], "usage": usage}
             await websocket.send(json.dumps({"type": "response.done", "response": response}))
 
     socket_upstream.play(responses)
@@ -607,7 +607,7 @@ async def test_a_session_is_not_ended_where_that_is_not_wanted_and_is_the_last_o
     with limited_proxy(decided, UPSTREAM_URL=socket_upstream.url, **uncut_store) as proxy:
         async with dial(proxy, SOCKET_PATIENT) as websocket:
             for number in range(10):
-                await websocket.send(str(number))
+                await websocket.send(json.dumps({"type": "response.create", "event_id": f"event_{number}"}))
                 assert json.loads(await websocket.recv())["type"] == "response.done"
         wait_until(lambda: spent_by(proxy, SOCKET_PATIENT) == Decimal("0.32"))
         refused = await status_of_refusal(proxy, SOCKET_PATIENT, "model=gpt-realtime")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from gateway.endpoints import Endpoint, Meter
+from gateway.usage.client_messages import ClientMessage, client_message
 from gateway.usage.facts import PromptSample, RequestFacts, multipart_facts, prompt_sample, request_facts
 from gateway.usage.json_reader import JsonReader
 from gateway.usage.long_body import LongBody
 from gateway.usage.reading import Reading, UsageReader
 from gateway.usage.sample import OutputSample
-from gateway.usage.sockets import RealtimeReader, RealtimeReading
+from gateway.usage.sockets import RESPONSE_ENDS, RealtimeReader, RealtimeReading
 from gateway.usage.sse_reader import SseReader
 
 __all__ = [
+    "RESPONSE_ENDS",
+    "ClientMessage",
     "LongBody",
     "OutputSample",
     "PromptSample",
@@ -21,6 +24,7 @@ __all__ = [
     "RequestFacts",
     "SseReader",
     "UsageReader",
+    "client_message",
     "multipart_facts",
     "prompt_sample",
     "reader_for",

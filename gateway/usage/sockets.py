@@ -15,7 +15,7 @@ _REMEMBERED_IDS = 4096
 _MOST_MODELS = 16
 _LOOK_FOR_KIND_IN = 160
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
-_RESPONSES = {"response.done", "response.completed", "response.incomplete", "response.failed"}
+RESPONSE_ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
 _SESSIONS = {"session.created", "session.updated", "session.started"}
 _SECONDS = {"session.usage.updated", "session.closed"}
 # Nearly all of a session's bytes. The type stands first in OpenAI's messages; elsewhere it costs a longer look.
@@ -79,20 +79,20 @@ class RealtimeReader:
         self._used: dict[tuple[str, str, bool], Usage] = {}
         self._live_seconds = 0.0
 
-    def feed(self, message: str | bytes) -> None:
-        """Take a message of the upstream's."""
+    def feed(self, message: str | bytes) -> str:
+        """Take a message of the upstream's; return its type, "" for a piece of an answer, or what is none."""
         # The beginning is enough to know a piece of audio or text by.
         if isinstance(message, str):
             if _DELTA_TEXT in message[:_LOOK_FOR_KIND_IN]:
-                return
+                return ""
         elif _DELTA_BYTES in message[:_LOOK_FOR_KIND_IN]:
-            return
+            return ""
         try:
             read = _message_in(message)
         except UNREADABLE:
-            return
+            return ""
         kind = name_in(read.type)
-        if kind in _RESPONSES:
+        if kind in RESPONSE_ENDS:
             self._take_response(read)
         elif kind == _TRANSCRIBED:
             self._take_transcription(read)
@@ -100,6 +100,7 @@ class RealtimeReader:
             self._take_session(read)
         elif kind in _SECONDS:
             self._take_seconds(read)
+        return kind
 
     def has_used(self) -> bool:
         """Return whether `take` would return anything."""
