@@ -145,10 +145,16 @@ class SessionGuard:
             return True
         # Less will do, as long as it is enough for the next piece.
         for more in (missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1), missing):
-            units = limiter.most_units(self._meter, Demand(Usage(output_tokens=more)), self._facts)
+            units = self._units_of(more)
             if await hold.reserve_units(units):
                 self._extra_units += units
                 self._paid_tokens += more
                 return True
         limiter.tally.refused("key", "cut")
         return False
+
+    def _units_of(self, output_tokens: int) -> int:
+        limiter, facts = self._limiter, self._facts
+        factor = limiter.rules.factor_of(self._meter.fingerprint)
+        usage = Usage(output_tokens=output_tokens)
+        return limiter.prices.most(facts.model, usage, service_tier=facts.service_tier, factor=factor) or 0
