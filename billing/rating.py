@@ -22,6 +22,7 @@ from billing.rows import as_time
 
 _NOTHING = Usage()
 _VERSION_MAX_CHARS = 64
+_SWITCHING_PROTOCOLS = 101
 # A POST with a model that costs nothing, so that no usage is no riddle. Those to an object that exists already, and
 # batches, have cost what another record says.
 _UNCHARGED_ENDPOINTS = frozenset(
@@ -189,8 +190,11 @@ class Rates:
         was_served = 200 <= request.status < 400 and request.outcome != "refused"
         # Who leaves before the answer begins does not know what it cost.
         was_left = request.status == 0 and request.outcome == "client_closed"
-        self._may_cost_without_usage = (was_served or was_left) and bool(request.model)
-        self._without_usage = UNPRICED if _hides_a_cost(request) else _FREE
+        hides_a_cost = _hides_a_cost(request)
+        is_session = request.status == _SWITCHING_PROTOCOLS
+        may_cost = (was_served or was_left) and bool(request.model)
+        self._may_cost_without_usage = hides_a_cost if is_session else may_cost
+        self._without_usage = UNPRICED if hides_a_cost else _FREE
         self._terms = Terms(request.is_batch, request.service_tier, factor, int(was_served))
         self._tariff_of = tariff_of
         self._known: RatesAtPrice | None = None
@@ -219,7 +223,7 @@ class Rates:
         unpriced = Labels(_UNPRICED, found.source, found.version)
         if not self._may_cost_without_usage:
             without_usage = _FREE
-        elif found.price.per_request is None:
+        elif found.price.per_request is None or not self._terms.requests:
             without_usage = self._without_usage
         else:
             units = tariff.units_of(_NOTHING)
@@ -280,6 +284,9 @@ class _RefreshedBook(_Book):
 
 def _hides_a_cost(request: Request) -> bool:
     """Return whether an answer without any usage may have cost something all the same."""
+    if request.status == _SWITCHING_PROTOCOLS:
+        # A response on a WebSocket that was cut, and nothing of it could be counted: speech.
+        return request.usage_source == "estimated"
     return request.usage_source == "none" and request.method == "POST" and request.endpoint not in _UNCHARGED_ENDPOINTS
 
 

@@ -161,7 +161,8 @@ class Hold:
             return 0
         cost = self._limiter.prices.cost(event, factor=self._factor)
         was_taken = 200 <= event.status < 300 and event.outcome != "refused"
-        if is_end and was_taken and (cost is None or event.usage_source == "none"):
+        is_open_session = event.status == 101 and cost is None
+        if is_end and (is_open_session or (was_taken and (cost is None or event.usage_source == "none"))):
             # What nobody tells, or only later (a response in the background), was at most what is reserved.
             return self._reserved_units
         return cost or 0

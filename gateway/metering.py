@@ -498,7 +498,7 @@ class RequestMeter:
             # Of a request that never went up no model was asked.
             model=reading.model or (facts.model if self.is_sent or outcome != "client_closed" else ""),
             # An upstream says which tier it used. One that has not come to say so may have used a dear one.
-            service_tier=reading.service_tier or (_dearer(facts.service_tier) if source != "upstream" else ""),
+            service_tier=reading.service_tier or (dearer_tier(facts.service_tier) if source != "upstream" else ""),
             is_stream=facts.is_stream,
             status=self.status,
             outcome=outcome,
@@ -534,7 +534,7 @@ class RequestMeter:
         return f"{'batch' if self.endpoint.meter is Meter.BATCH else 'response'}{identity[:48]}"
 
 
-def _dearer(service_tier: str) -> str:
+def dearer_tier(service_tier: str) -> str:
     """Return a tier that costs more than none; a cheaper one is not believed to whoever asks for it."""
     return service_tier if service_tier == "priority" else ""
 

@@ -115,7 +115,7 @@ class Realtime:
                 await relay.limiter.admit_session(meter, scope, model=_only_model(scope), is_told_later=is_told_later)
         except GatewayError as error:
             meter.status = error.status
-            meter.settle("refused", is_end=True)
+            meter.end("refused")
             relay.metering.tally.failed(error.code)
             await deny(send, error, request_id=meter.request_id)
             return
@@ -168,14 +168,21 @@ class _Conversation:
             down.cancel()
             up.cancel()
             await asyncio.wait((down, up))
-            self._meter.settle(self._outcome, is_end=True)
-            if self._refusal is not None:
-                await self._turn_out(self._refusal)
-            if self._peer is not None:
-                await self._leave(self._peer)
+            # Tokens that have to be counted do not keep the upstream waiting for its end.
+            parting = asyncio.create_task(self._part())
+            try:
+                await self._meter.finish(self._outcome)
+            finally:
+                await parting
         for task in (down, up):
             if not task.cancelled():
                 task.result()
+
+    async def _part(self) -> None:
+        if self._refusal is not None:
+            await self._turn_out(self._refusal)
+        if self._peer is not None:
+            await self._leave(self._peer)
 
     async def _leave(self, peer: Peer) -> None:
         """Close the upstream as the client closed; an upstream that has closed by itself only lets go."""
@@ -241,9 +248,11 @@ class _Conversation:
             while True:
                 message = await recv()
                 kind = meter.feed(message)
-                if meter.has_used():
+                if meter.has_used() or meter.is_untold():
                     # Before the client can hold the whole response: what it has used is then on disk.
-                    meter.settle("completed", is_end=False)
+                    meter.settle("completed")
+                    if meter.is_untold():
+                        await meter.estimate("completed")
                     if not await self._may_go_on(kind):
                         await self._cut(message)
                         return
@@ -300,6 +309,7 @@ class _Conversation:
             sent = message["bytes"] if text is None else text
             if self._realtime.relay.limiter is not None and not await self._is_within_limits(sent):
                 continue
+            self._meter.feed_up(sent)
             # An upstream that has closed is reported by `_pass_down`, behind what it had sent.
             with contextlib.suppress(ConnectionClosed):
                 await self._peer.send(sent)

@@ -10,15 +10,17 @@ import msgspec
 from billing.events import Outcome, Usage, UsageEvent, UsageSource
 from gateway import headers as wire
 from gateway.access_log import log_access
-from gateway.endpoints import endpoint_of
-from gateway.metering import Metering, Trace
-from gateway.usage import RealtimeReader
+from gateway.endpoints import Endpoint, Meter, endpoint_of
+from gateway.estimator_process import extrapolated
+from gateway.metering import Metering, Trace, dearer_tier
+from gateway.usage import RealtimeReader, RequestFacts, UnfinishedResponse, request_facts
 from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
     from gateway.hold import Hold
 
 _NO_USAGE = Usage()
+_RESPONSE = Endpoint("/v1/responses", Meter.RESPONSES)
 
 
 class SessionMeter:
@@ -37,6 +39,8 @@ class SessionMeter:
         self._has_settled = False
         self._asked_model = model
         self._used = _NO_USAGE  # by the whole session
+        self._sources: set[UsageSource] = set()
+        self._uncounted: UsageEvent | None = None
         self.hold: Hold | None = None
         self.status = 0
         self.upstream_request_id = ""
@@ -49,38 +53,89 @@ class SessionMeter:
         """Look at a message of the upstream's; return its type, "" for a piece of an answer."""
         return self._reader.feed(message)
 
+    def feed_up(self, message: str | bytes) -> None:
+        """Look at a message of the client's that goes up."""
+        self._reader.feed_up(message)
+
     def has_used(self) -> bool:
         """Return whether anything was used since the last `settle`."""
         return self._reader.has_used()
 
-    def settle(self, outcome: Outcome, *, is_end: bool) -> None:
-        """Say what was used since the last time; a session that used nothing is said once, at its end."""
+    def is_untold(self) -> bool:
+        """Return whether a response has just ended that does not say what it used; see `estimate`."""
+        return self._reader.is_untold
+
+    def settle(self, outcome: Outcome) -> None:
+        """Say what was used since the last time."""
         for reading in self._reader.take():
             self._append(outcome, reading.usage, reading.model, reading.service_tier, "upstream")
-        if is_end and not self._has_settled:
+
+    async def estimate(self, outcome: Outcome) -> None:
+        """Say what was used by what has begun and does not say so itself."""
+        unfinished = self._reader.take_unfinished()
+        asked = request_facts(_RESPONSE, unfinished.prompt) or RequestFacts()
+        model = unfinished.model or asked.model or self._reader.model
+        usage = _NO_USAGE
+        try:
+            if not unfinished.is_speech:
+                usage = await self._estimated(unfinished, model)
+        finally:
+            # Whatever happens while tokens are counted, the response is told of. Of speech there are none to count:
+            # what it has cost nobody knows, and it is left without a price.
+            tier = unfinished.service_tier or dearer_tier(asked.service_tier)
+            event = self._append(outcome, usage, model, tier, "estimated")
+            if usage == _NO_USAGE:
+                self._uncounted = event
+
+    async def _estimated(self, unfinished: UnfinishedResponse, model: str) -> Usage:
+        usage = await self._metering.estimates.estimate(
+            meter=Meter.RESPONSES, model=model, request_body=unfinished.prompt, output=unfinished.output
+        )
+        read = extrapolated(usage.input_tokens, seen=unfinished.seen_bytes, kept=unfinished.kept_bytes)
+        return Usage(input_tokens=read, output_tokens=usage.output_tokens)
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Say what the session came to; one that used nothing is said now."""
+        self.settle(outcome)
+        try:
+            if self._has_unfinished(outcome):
+                await self.estimate(outcome)
+        finally:
+            self.end(outcome)
+
+    def _has_unfinished(self, outcome: Outcome) -> bool:
+        """Return whether a response is in progress: one that the upstream closed upon, unanswered, never was."""
+        unfinished = self._reader.unfinished
+        is_abandoned = outcome in ("client_closed", "refused", "timeout")
+        return self.status == 101 and (unfinished.has_begun or (unfinished.is_asked_for and is_abandoned))
+
+    def end(self, outcome: Outcome) -> None:
+        """Say that the session is over, or was refused."""
+        if not self._has_settled:
             self._append(outcome, Usage(), self._reader.model, "", "none")
-        if is_end:
-            event = self._event(outcome, Usage(), self._reader.model, "", "none")
-            self._metering.tally.finished(event, has_begun=False)
-            if self.hold is not None:
-                self.hold.settle(event)
-            if self._metering.logs_access:
-                log_access(event, request_id=self.request_id, headers=self._headers)
-            if self._metering.trace is not None:
-                self._trace(event, self._metering.trace)
+        event = self._event(outcome, Usage(), self._reader.model, "", "none")
+        self._metering.tally.finished(event, has_begun=False)
+        if self.hold is not None:
+            self.hold.settle(self._uncounted or event)
+        if self._metering.logs_access:
+            log_access(event, request_id=self.request_id, headers=self._headers)
+        if self._metering.trace is not None:
+            self._trace(event, self._metering.trace)
 
     def _trace(self, event: UsageEvent, trace: Trace) -> None:
-        source: UsageSource = "none" if self._used == _NO_USAGE else "upstream"
+        source: UsageSource = next(name for name in ("estimated", "upstream", "none") if name in self._sources)
         whole = msgspec.structs.replace(event, usage=self._used, usage_source=source)
         trace(whole, request_id=self.request_id, headers=self._headers, asked_model=self._asked_model)
 
-    def _append(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> None:
+    def _append(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> UsageEvent:
         event = self._event(outcome, usage, model, service_tier, source)
         self._metering.append(event)
         self._has_settled = True
         self._used = self._used.plus(usage)
+        self._sources.add(source)
         if self.hold is not None and usage != _NO_USAGE:
             self.hold.settle_part(event)
+        return event
 
     def _event(self, outcome: Outcome, usage: Usage, model: str, service_tier: str, source: UsageSource) -> UsageEvent:
         return UsageEvent(

@@ -78,6 +78,9 @@ def test_an_unknown_model_is_unpriced_and_never_zero() -> None:
     assert (UsageDay.objects.get().cost_usd, UsageDay.objects.get().unpriced_requests) == (0, 1)
 
 
+SESSION = {"method": "GET", "endpoint": "/v1/realtime", "status": 101, "model": "gpt-realtime"}
+
+
 @pytest.mark.parametrize(
     ("given", "pricing"),
     [
@@ -89,6 +92,10 @@ def test_an_unknown_model_is_unpriced_and_never_zero() -> None:
         ({"outcome": "client_closed", "status": 0}, Pricing.UNPRICED),
         ({"outcome": "client_closed", "status": 0, "model": ""}, Pricing.FREE),
         ({"usage_source": "upstream"}, Pricing.FREE),
+        (SESSION, Pricing.FREE),
+        (SESSION | {"usage_source": "estimated"}, Pricing.UNPRICED),
+        (SESSION | {"usage_source": "estimated", "outcome": "refused"}, Pricing.UNPRICED),
+        (SESSION | {"usage_source": "estimated", "model": ""}, Pricing.UNPRICED),
     ],
 )
 def test_no_usage_is_free_only_where_nothing_can_have_been_charged(given: dict[str, Any], pricing: Pricing) -> None:

@@ -102,6 +102,133 @@ async def test_a_killed_worker_loses_no_response_that_the_client_saw(upstream: R
         assert rows == [(20,)] * 3
 
 
+# A response that is cut
+
+
+CREATED = {"id": "resp_1", "model": "gpt-4.1", "usage": None}
+
+
+async def begin(websocket: ServerConnection, *deltas: tuple[str, str]) -> None:
+    await say(websocket, "response.created", response=CREATED)
+    for kind, delta in deltas:
+        await say(websocket, f"response.{kind}.delta", delta=delta)
+
+
+async def begin_and_wait(websocket: ServerConnection) -> None:
+    """Begin to answer the first `response.create`, and never end."""
+    async for message in websocket:
+        if json.loads(message)["type"] == "response.create":
+            await begin(websocket, *[("output_text", "hello world ")] * 50)
+            await say(websocket, "waiting")
+
+
+async def begin_and_drop(websocket: ServerConnection) -> None:
+    await websocket.recv()
+    await begin(websocket, *[("output_text", "hello world ")] * 50)
+    websocket.transport.abort()
+
+
+def recorded(proxy: LiveProxy, count: int = 1) -> list[tuple[Any, ...]]:
+    return proxy.wait_for_rows(f"SELECT {COLUMNS} FROM billing_usagerecord ORDER BY event_id", count)
+
+
+async def test_a_response_that_its_client_leaves_is_estimated(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    upstream.play(begin_and_wait)
+    create = {"type": "response.create", "model": "gpt-4.1-mini", "input": "tell me a story about a fox " * 10}
+    async with dial(proxy, "/v1/responses") as client:
+        await client.send(json.dumps(create))
+        await next_of_kind(client, "waiting")
+    [(source, pricing, model, input_tokens, output_tokens)] = recorded(proxy)
+    assert (source, pricing, model) == ("estimated", "priced", "gpt-4.1")
+    assert 65 < input_tokens < 90
+    assert 100 <= output_tokens < 110
+    assert proxy.rows("SELECT outcome FROM billing_usagerecord") == [("client_closed",)]
+
+
+async def test_a_response_that_the_upstream_cuts_is_estimated(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    upstream.play(begin_and_drop)
+    async with dial(proxy, "/v1/responses") as client:
+        await client.send(json.dumps({"type": "response.create", "model": "gpt-4.1", "input": "a story"}))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await client.recv()
+    [(source, pricing, _, input_tokens, output_tokens)] = recorded(proxy)
+    assert (source, pricing) == ("estimated", "priced")
+    assert 0 < input_tokens < 15
+    assert 100 <= output_tokens < 110
+    assert proxy.rows("SELECT outcome FROM billing_usagerecord") == [("upstream_error",)]
+
+
+async def test_what_was_told_is_not_estimated_again(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    async def script(websocket: ServerConnection) -> None:
+        for usage in ({"input_tokens": 10, "output_tokens": 20}, None):
+            await websocket.recv()
+            await begin(websocket, ("output_text", "hello " * 100), ("output_text", "world"))
+            if usage is not None:
+                await say(websocket, "response.done", response=CREATED | {"usage": usage})
+        await say(websocket, "waiting")
+        await websocket.wait_closed()
+
+    upstream.play(script)
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "seven words about the fox"}]}
+    async with dial(proxy) as client:
+        await client.send(json.dumps({"type": "conversation.item.create", "item": item}))
+        await next_of_kind(client, "response.done")
+        await client.send(json.dumps({"type": "response.create"}))
+        await next_of_kind(client, "waiting")
+    told, estimated = recorded(proxy, 2)
+    assert told == ("upstream", "priced", "gpt-4.1", 10, 20)
+    assert estimated[:2] == ("estimated", "priced")
+    assert 5 <= estimated[3] < 30
+    assert 100 <= estimated[4] < 110
+
+
+async def test_an_end_that_does_not_say_its_usage_is_estimated_before_the_client_has_it(
+    proxy: LiveProxy, upstream: RealtimeUpstream
+) -> None:
+    async def script(websocket: ServerConnection) -> None:
+        await websocket.recv()
+        await begin(websocket, ("output_text", "hello " * 10))
+        await say(websocket, "response.failed", response=CREATED)
+        await websocket.wait_closed()
+
+    upstream.play(script)
+    async with dial(proxy, "/v1/responses") as client:
+        await client.send(json.dumps({"type": "response.create", "model": "gpt-4.1", "input": "a story"}))
+        await next_of_kind(client, "response.failed")
+        [row] = recorded(proxy)
+    assert row[:3] == ("estimated", "priced", "gpt-4.1")
+    assert 10 <= row[4] <= 12
+
+
+async def test_speech_that_is_cut_is_unpriced_and_not_free(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    async def script(websocket: ServerConnection) -> None:
+        await websocket.recv()
+        await begin(websocket, ("output_audio", "UklGRg" * 3000))
+        await websocket.wait_closed()
+
+    upstream.play(script)
+    async with dial(proxy) as client:
+        await client.send(json.dumps({"type": "input_audio_buffer.append", "audio": "UklGRg" * 3000}))
+        await next_of_kind(client, "response.output_audio.delta")
+    assert recorded(proxy) == [("estimated", "unpriced", "gpt-4.1", 0, 0)]
+
+
+async def test_sessions_in_which_nothing_was_asked_for_are_free(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    async def refuse(websocket: ServerConnection) -> None:
+        await websocket.recv()
+        await say(websocket, "error", error={"code": "invalid_value"})
+        await websocket.wait_closed()
+
+    async with dial(proxy):
+        pass
+    upstream.play(refuse)
+    async with dial(proxy) as client:
+        await client.send(json.dumps({"type": "response.create", "response": {"instructions": "be brief"}}))
+        await next_of_kind(client, "error")
+    assert recorded(proxy, 2) == [("none", "free", "gpt-realtime", 0, 0)] * 2
+
+
 # A key that is blocked
 
 

@@ -26,6 +26,7 @@ CENT, SHARED, ERRORS, LONG = (
     "sk-ws-errors-0000001",
     "sk-ws-long-000000001",
 )
+SPEECH, IDLE = "sk-ws-speech-0000001", "sk-ws-idle-000000001"
 FREE = "sk-ws-without-limits"
 DECIDED: dict[str, dict[str, Any]] = {
     MODELS: {"allowed_models": "gpt-4o-mini\no3*"},
@@ -34,6 +35,8 @@ DECIDED: dict[str, dict[str, Any]] = {
     SHARED: {"monthly_usd": "0.0100000"},
     ERRORS: {"monthly_usd": "0.0100000"},
     LONG: {"monthly_usd": "0.0100000"},
+    SPEECH: {"monthly_usd": "0.0600000"},
+    IDLE: {"monthly_usd": "0.0600000"},
 }
 # gpt-4o-mini costs 0.15 and 0.60 USD per million tokens: 15,000 written ones 0.009.
 ASK = {"type": "response.create", "model": "gpt-4o-mini", "input": "hello", "max_output_tokens": 15_000}
@@ -252,3 +255,33 @@ async def test_a_response_that_writes_more_than_its_money_is_cut(proxy: LiveProx
     # A cent is 16,666 tokens; of a piece there are three or four.
     pieces = sum(message["type"].endswith(".delta") for message in said)
     assert 16_666 / 5 < pieces < 16_666 / 2
+
+
+async def status_of(proxy: LiveProxy, api_key: str) -> int:
+    try:
+        async with dial(proxy, api_key, "/v1/realtime?model=gpt-realtime"):
+            return 101
+    except InvalidStatus as refusal:
+        return refusal.response.status_code
+
+
+async def test_speech_that_is_cut_costs_what_was_reserved(proxy: LiveProxy, upstream: Upstream) -> None:
+    """500 tokens of speech cost 0.032 USD: there is money for a second session only if the first one cost nothing."""
+
+    async def speak(websocket: ServerConnection) -> None:
+        async for message in websocket:
+            if json.loads(message)["type"] == "response.create":
+                delta = {"type": "response.output_audio.delta", "delta": "UklGRg" * 100}
+                await websocket.send(json.dumps(delta))
+
+    upstream.server.play(speak)
+    async with dial(proxy, IDLE, "/v1/realtime?model=gpt-realtime") as client:
+        await client.send(json.dumps({"type": "input_audio_buffer.append", "audio": "UklGRg" * 100}))
+    async with dial(proxy, SPEECH, "/v1/realtime?model=gpt-realtime") as client:
+        await client.send(json.dumps({"type": "response.create"}))
+        await client.recv()
+    ended = "SELECT 1 FROM billing_usagerecord WHERE endpoint = '/v1/realtime' AND status = 101 AND usage_source = '{}'"
+    proxy.wait_for_rows(ended.format("estimated"), 1)
+    proxy.wait_for_rows(ended.format("none"), 1)
+    assert await status_of(proxy, SPEECH) == 429
+    assert await status_of(proxy, IDLE) == 101

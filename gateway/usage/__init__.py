@@ -11,6 +11,7 @@ from gateway.usage.reading import Reading, UsageReader
 from gateway.usage.sample import OutputSample
 from gateway.usage.sockets import RESPONSE_ENDS, RealtimeReader, RealtimeReading
 from gateway.usage.sse_reader import SseReader
+from gateway.usage.unfinished import UnfinishedResponse
 
 __all__ = [
     "RESPONSE_ENDS",
@@ -23,6 +24,7 @@ __all__ = [
     "RealtimeReading",
     "RequestFacts",
     "SseReader",
+    "UnfinishedResponse",
     "UsageReader",
     "client_message",
     "multipart_facts",

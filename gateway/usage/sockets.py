@@ -9,7 +9,8 @@ from msgspec import Raw, Struct
 
 from billing.events import Usage
 from gateway.endpoints import Meter
-from gateway.usage.shapes import UNREADABLE, name_in, reply_in, usage_in
+from gateway.usage.shapes import UNREADABLE, Reply, name_in, reply_in, usage_in
+from gateway.usage.unfinished import Unfinished, UnfinishedResponse
 
 _REMEMBERED_IDS = 4096
 _MOST_MODELS = 16
@@ -19,7 +20,8 @@ RESPONSE_ENDS = frozenset({"response.done", "response.completed", "response.inco
 _SESSIONS = {"session.created", "session.updated", "session.started"}
 _SECONDS = {"session.usage.updated", "session.closed"}
 # Nearly all of a session's bytes. The type stands first in OpenAI's messages; elsewhere it costs a longer look.
-_DELTA_TEXT, _DELTA_BYTES = '.delta"', b'.delta"'
+_DELTA, _AUDIO_DELTA, _OF_RESPONSE = b'.delta"', b'audio.delta"', b'"response.'
+_ITEM, _CREATE = b'"conversation.item.create"', b'"response.create"'
 _counts = operator.attrgetter(*Usage.__struct_fields__)
 
 
@@ -70,11 +72,15 @@ class RealtimeReader:
     """Adds up what the responses on one socket used, each of them once, by model. Never raises.
 
     `model` is the one asked for in the handshake, "" if none: a realtime response does not say its own.
+    `unfinished` is what has begun and not ended; `is_untold`: what has just ended has written something, and does not
+    say what it used.
     """
 
     def __init__(self, model: str = "") -> None:
         self.model = model
         self.transcription_model = ""
+        self.unfinished = Unfinished()
+        self.is_untold = False
         self._seen: dict[str, None] = {}
         self._used: dict[tuple[str, str, bool], Usage] = {}
         self._live_seconds = 0.0
@@ -82,10 +88,9 @@ class RealtimeReader:
     def feed(self, message: str | bytes) -> str:
         """Take a message of the upstream's; return its type, "" for a piece of an answer, or what is none."""
         # The beginning is enough to know a piece of audio or text by.
-        if isinstance(message, str):
-            if _DELTA_TEXT in message[:_LOOK_FOR_KIND_IN]:
-                return ""
-        elif _DELTA_BYTES in message[:_LOOK_FOR_KIND_IN]:
+        head = _bytes_of(message[:_LOOK_FOR_KIND_IN])
+        if _DELTA in head:
+            self._take_piece(head, message)
             return ""
         try:
             read = _message_in(message)
@@ -94,6 +99,12 @@ class RealtimeReader:
         kind = name_in(read.type)
         if kind in RESPONSE_ENDS:
             self._take_response(read)
+        elif kind == "response.created":
+            self._take_beginning(read)
+        elif kind == "error":
+            self.unfinished.refuse()
+        elif kind.endswith(".delta"):
+            self._take_piece(f'"{kind}"'.encode(), message)
         elif kind == _TRANSCRIBED:
             self._take_transcription(read)
         elif kind in _SESSIONS:
@@ -101,6 +112,14 @@ class RealtimeReader:
         elif kind in _SECONDS:
             self._take_seconds(read)
         return kind
+
+    def feed_up(self, message: str | bytes) -> None:
+        """Take a message of the client's; one whose type stands at neither end is no request that is seen here."""
+        head, tail = _bytes_of(message[:_LOOK_FOR_KIND_IN]), _bytes_of(message[-_LOOK_FOR_KIND_IN:])
+        if _CREATE in head or _CREATE in tail:
+            self.unfinished.ask(message)
+        elif _ITEM in head or _ITEM in tail:
+            self.unfinished.add_item(message)
 
     def has_used(self) -> bool:
         """Return whether `take` would return anything."""
@@ -115,14 +134,39 @@ class RealtimeReader:
         self._used.clear()
         return taken
 
+    def _take_piece(self, kind: bytes, message: str | bytes) -> None:
+        """Take a piece of an answer; `kind` has its type in it."""
+        if _AUDIO_DELTA in kind:
+            self.unfinished.speak()
+        elif _OF_RESPONSE in kind:
+            self.unfinished.write(message)
+
     def _take_response(self, read: _Message) -> None:
         try:
             response = reply_in(read.response)
         except UNREADABLE:
+            response = Reply()
+        usage, identity = usage_in(response.usage, Meter.REALTIME), name_in(response.id)
+        if usage is not None and not self._is_new(identity):
             return
-        usage = usage_in(response.usage, Meter.REALTIME)
-        if usage is not None and self._is_new(name_in(response.id)):
+        self.is_untold = usage is None and self.unfinished.has_written
+        if not self.is_untold:
+            self.unfinished.end(identity)
+        if usage is not None:
             self._add(usage, name_in(response.model) or self.model, name_in(response.service_tier))
+
+    def _take_beginning(self, read: _Message) -> None:
+        try:
+            response = reply_in(read.response)
+        except UNREADABLE:
+            return
+        model, tier = name_in(response.model), name_in(response.service_tier)
+        self.unfinished.begin(name_in(response.id), model=model, service_tier=tier)
+
+    def take_unfinished(self) -> UnfinishedResponse:
+        """Return what is known of what has begun and not been told; it is not said again."""
+        self.is_untold = False
+        return self.unfinished.take()
 
     def _take_transcription(self, read: _Message) -> None:
         usage = usage_in(read.usage, Meter.TRANSCRIPTION)
@@ -164,3 +208,7 @@ class RealtimeReader:
             place = (self.model, "", is_transcription)
         before = used.get(place)
         used[place] = usage if before is None else Usage(*map(operator.add, _counts(before), _counts(usage)))
+
+
+def _bytes_of(piece: str | bytes) -> bytes:
+    return piece.encode("utf-8", "replace") if isinstance(piece, str) else piece
