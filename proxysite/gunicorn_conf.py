@@ -3,6 +3,7 @@
 `gunicorn -c python:proxysite.gunicorn_conf` serves too, but runs nothing by the clock.
 """
 
+import signal
 from typing import Any
 
 from proxysite import settings
@@ -10,6 +11,8 @@ from proxysite.greeting import greet
 
 # To Python.
 MASTER_ARGUMENTS = ("-m", "proxysite.master", "-c", "python:proxysite.gunicorn_conf")
+# Tells a worker to end with its last stream, however long that runs; SIGTERM also says when at the latest.
+RETIRE = signal.SIGUSR2
 
 wsgi_app = "proxysite.asgi:application"
 worker_class = "proxysite.server.GatewayWorker"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ from gunicorn.arbiter import Arbiter
 
 from proxysite import settings
 from proxysite.embedded import EmbeddedCelery
-from proxysite.gunicorn_conf import MASTER_ARGUMENTS
+from proxysite.gunicorn_conf import MASTER_ARGUMENTS, RETIRE
 
 
 class Master(Arbiter):
@@ -18,15 +19,29 @@ class Master(Arbiter):
 
     A hook of gunicorn's would not do: none is called again and again. A reload (SIGHUP) starts Celery anew too; an end
     comes to it after the workers, so after their streams.
+
+    Workers that a reload has replaced are retired, not stopped, and are no longer counted: one that is needed is
+    started however many of those are left.
     """
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
         self.START_CTX["args"] = [sys.executable, *MASTER_ARGUMENTS]
         self._celery = EmbeddedCelery(directory=settings.BASE_DIR, log=self.log) if settings.CELERY_EMBEDDED else None
+        self._retired: set[int] = set()
 
     def manage_workers(self) -> None:
-        super().manage_workers()
+        self._retired.intersection_update(self.WORKERS)
+        serving = sorted(self.WORKERS.keys() - self._retired, key=lambda pid: self.WORKERS[pid].age)
+        for _ in range(self.num_workers - len(serving)):
+            self.spawn_worker()
+        self._retired.update(serving[: max(0, len(serving) - self.num_workers)])
+        for pid in self._retired:
+            # Again and again: a worker that was just being started has not heard it.
+            self.kill_worker(pid, RETIRE)
+            # A reload waits for workers of this age, deaf to signals, which here would be for as long as streams run.
+            if pid in self.WORKERS:
+                self.WORKERS[pid].age = math.inf
         if self._celery is not None:
             self._celery.keep_running()
 

@@ -8,12 +8,14 @@ import os
 import resource
 import signal
 import sys
+from types import FrameType
 
+import uvicorn.server
 from gunicorn.arbiter import Arbiter
-from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from proxysite import settings
+from proxysite.gunicorn_conf import RETIRE
 from proxysite.http_protocol import HTTPProtocol
 from proxysite.websocket import WebSocketProtocol
 
@@ -34,10 +36,12 @@ class GatewayWorker(UvicornWorker):
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
-        # The worker cancels what still runs by itself, so that streams can say that they were cut;
-        # the master would only kill it.
-        "timeout_graceful_shutdown": settings.GRACEFUL_TIMEOUT_SECONDS,
     }
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # Until the loop runs: what is not heard now, the master says again.
+        signal.signal(RETIRE, signal.SIG_IGN)
 
     def init_process(self) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -49,6 +53,8 @@ class GatewayWorker(UvicornWorker):
         server = Server(self.config)
         # What the master sends on Ctrl-C; uvicorn's own handlers are for SIGTERM and SIGINT.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
+        # Not the loop's: it may still be sent when the loop has ended.
+        signal.signal(RETIRE, server.retire)
         # What was imported stays for good: the collector need not look at it with every few requests.
         gc.collect()
         gc.freeze()
@@ -67,10 +73,39 @@ class GatewayWorker(UvicornWorker):
     async def _beat(self, server: Server) -> None:
         while True:
             self.notify()
-            if os.getppid() != self.ppid and not server.should_exit:
+            if os.getppid() != self.ppid and not server.is_stopped:
                 # Without a master nobody would ever end this process, which holds the port.
                 server.handle_exit(signal.SIGTERM, None)
             await asyncio.sleep(1)
+
+
+class Server(uvicorn.server.Server):
+    """Ends in one of two ways: retired, with its last stream; stopped, GRACEFUL_TIMEOUT_SECONDS later at the latest.
+
+    One that was retired may still be stopped.
+    """
+
+    is_stopped = False
+
+    def retire(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn takes Ctrl-C for a second one where the server is already ending, as a retired one is.
+        if sig == signal.SIGINT and not self.is_stopped:
+            sig = signal.SIGTERM
+        self.is_stopped = True
+        super().handle_exit(sig, frame)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Wait for what runs. Raises TimeoutError when it is to be cancelled, so that streams can say they were cut."""
+        ending = asyncio.create_task(super()._wait_tasks_to_complete())
+        while not (self.is_stopped or ending.done()):  # noqa: ASYNC110 - set by a signal
+            await asyncio.sleep(0.1)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, WebSocketProtocol):
+                connection.stop()
+        await asyncio.wait_for(ending, settings.GRACEFUL_TIMEOUT_SECONDS)
 
 
 async def _sweep(server: Server) -> None:

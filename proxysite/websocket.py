@@ -246,7 +246,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Let a running session end by itself for as long as a stream may: a reload drops nothing."""
+        """Go on: a session, as a stream, outlives a reload by as long as it likes."""
+
+    def stop(self) -> None:
+        """Let a running session end by itself for as long as a stream may."""
         if not self.handshake_complete:
             self._refuse(ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1))
         elif not self.close_sent:
