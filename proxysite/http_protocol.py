@@ -20,6 +20,7 @@ from gateway.asgi import Memory
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
 from gateway.headers import Plan, plan_of
 from proxysite import settings
+from proxysite.departures import WatchedFlow
 from proxysite.http_exchange import Exchange
 
 logger = logging.getLogger("proxysite.server")
@@ -65,11 +66,13 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = self._flow = WatchedFlow(transport)
         self._deadline = self.loop.time() + settings.HEADER_TIMEOUT_SECONDS
         self._is_idle = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        self._flow.forget()
         self._deadline = math.inf
         for waiting, _ in self.pipeline:
             waiting.disconnected = True

@@ -25,6 +25,7 @@ from websockets.protocol import OPEN
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, ShuttingDownError, error_body
 from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
 from proxysite import settings
+from proxysite.departures import departures
 
 logger = logging.getLogger("proxysite.websocket")
 # For what is inherited: it logs query strings at INFO, header fields and messages at DEBUG.
@@ -32,6 +33,8 @@ _silence = logging.getLogger("proxysite.websocket.inherited")
 _silence.setLevel(logging.CRITICAL + 1)
 
 _LINGER_SECONDS = 5.0
+# For the application to pass on what a client that has left had said last.
+_LAST_WORDS_SECONDS = 0.25
 # In a process that was told to stop; then there is time left to say goodbye.
 _STAY_SECONDS = max(0, settings.GRACEFUL_TIMEOUT_SECONDS - 1)
 # What is read at once may hold tens of thousands of frames; the first piece of it holds at most a hundred.
@@ -71,10 +74,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._unparsed_from = 0
         self._frames_taken = 0
         self._messages_given = 0
+        self._task: asyncio.Task[None] | None = None
+        self._descriptor = -1  # by which departures knows this connection, once it has been paused
+        self._has_left = False
 
     # The application
 
     async def run_asgi(self) -> None:
+        self._task = asyncio.current_task()
         self.scope["target"] = self.request.path.encode("ascii")  # type: ignore[typeddict-unknown-key]
         try:
             await self.app(self.scope, self.receive, self.send)
@@ -86,6 +93,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self._part(1011)
             else:
                 self._refuse(GatewayError("Internal server error."))
+        self._task = None  # it leads back here
         if self.close_timer is not None:
             self.loop.call_later(self.close_timeout + _LINGER_SECONDS, self.transport.abort)
         elif not self._parted:
@@ -195,6 +203,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._waiting_bytes > WAITING_BYTES and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
+            if self._descriptor < 0:
+                self._descriptor = departures.watch(self.transport, self._client_left)
+            elif self._has_left:
+                self._client_left()
 
     def handle_ping(self) -> None:
         self._frames_taken += 1
@@ -244,6 +256,24 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         # Only a reset comes before what was read is parsed: an orderly end waits unread behind it.
         self._unparsed = b""
         super().connection_lost(exc)
+        if self._descriptor >= 0:
+            departures.forget(self._descriptor, self._client_left)
+        if self.queue.qsize() > 1 and self.conn.close_rcvd is None:
+            # Behind messages that nobody may ever take, the application would learn of it too late.
+            self.loop.call_later(_LAST_WORDS_SECONDS, self._end_session)
+
+    def _client_left(self) -> None:
+        # Where it is read from, its end will be read, behind what it has sent.
+        self._has_left = True
+        if self.read_paused:
+            self.loop.call_later(_LAST_WORDS_SECONDS, self._end_session)
+
+    def _end_session(self) -> None:
+        """End what goes on for a client that has left, unless the application has come to know of it."""
+        if self.read_paused and not self.transport.is_closing():
+            self.transport.abort()
+        if self.transport.is_closing() and self._task is not None and not self.queue.empty():
+            self._task.cancel()
 
     def shutdown(self) -> None:
         """Go on: a session, as a stream, outlives a reload by as long as it likes."""
