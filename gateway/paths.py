@@ -11,6 +11,14 @@ from gateway.errors import PathRefusedError
 # Nearly every real path: nothing in it that normalisation could change.
 _PLAIN = re.compile(rb"/v1(?:/[A-Za-z0-9_:~-][A-Za-z0-9_:.~-]*)*/?")
 _SUSPICIOUS = re.compile(rb"[%\\;]|/\.|//")
+# What some readers take for a dot or a slash, or leave out: control bytes, overlong UTF-8 (RFC 3629 §10), escapes of
+# IIS's own, and dot segments with blanks about them.
+_TRICKS = re.compile(
+    rb"[\x00-\x1f\x7f]"
+    rb"|(?:\xc0|\xe0\x80|\xf0\x80\x80)[\xae\xaf]|(?:\xc1|\xe0\x81|\xf0\x80\x81)\x9c"
+    rb"|(?i:%u00(?:2e|2f|5c))"
+    rb"|[/\\](?: +\.\.? *|\.\.? +)(?:[/\\;]|\Z)"
+)
 _MOST_DECODINGS = 4
 
 
@@ -23,7 +31,8 @@ def is_gateway_path(raw_path: bytes) -> bool:
     """Return whether a path, as it stood on the wire, is /v1 or below.
 
     Raises PathRefusedError where the answer depends on who normalises: dot segments that leave /v1,
-    `%2e`, `%2f`, doubled slashes, backslashes and path parameters that make another path a /v1 path.
+    `%2e`, `%2f`, doubled slashes, backslashes and path parameters that make another path a /v1 path, and
+    whatever only careless readers take for a dot segment.
     A path that stays below /v1 by every reading is one, and is passed on exactly as sent.
     """
     if is_plainly_gateway_path(raw_path):
@@ -31,8 +40,8 @@ def is_gateway_path(raw_path: bytes) -> bool:
     is_ours = raw_path == b"/v1" or raw_path.startswith(b"/v1/")
     if not _SUSPICIOUS.search(raw_path):
         return is_ours
-    readings = {_leads_to_v1(path) for path in _decodings(raw_path)}
-    if readings != {is_ours}:
+    decodings = _decodings(raw_path)
+    if {_leads_to_v1(path) for path in decodings} != {is_ours} or (is_ours and any(map(_TRICKS.search, decodings))):
         raise PathRefusedError("The path is ambiguous: it is not below /v1 once it has been normalised.")
     return is_ours
 

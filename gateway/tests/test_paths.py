@@ -24,7 +24,9 @@ from gateway.paths import is_gateway_path, is_plainly_gateway_path
         b"/v1/a/../models",
         b"/v1/a/..b/...",
         b"/v1/x;y=1/z",
-        b"/v1/%00",
+        b"/v1/a%20..",
+        b"/v1/.%20x/%c3%a9",
+        b"/v1/%u4f60",
         b"/v1/unknown_route!$&'()*+,=:@",
     ],
 )
@@ -33,7 +35,17 @@ def test_a_path_below_v1_by_every_reading_goes_upstream(path: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [b"/", b"/admin/", b"/v10/models", b"/v1x", b"/V1/models", b"/pro/balance", b"/static/a%20b"]
+    "path",
+    [
+        b"/",
+        b"/admin/",
+        b"/v10/models",
+        b"/v1x",
+        b"/V1/models",
+        b"/pro/balance",
+        b"/static/a%20b",
+        b"/pro/sessions/a%0Ab/..%20",
+    ],
 )
 def test_a_path_outside_v1_by_every_reading_is_the_sites(path: bytes) -> None:
     assert is_gateway_path(path) is False
@@ -65,6 +77,23 @@ def test_a_path_outside_v1_by_every_reading_is_the_sites(path: bytes) -> None:
         b"/v1;x/models",
         b"/./v1/models",
         b"/v1/%2525252525252e",
+        b"/v1/%c0%ae%c0%ae/admin",
+        b"/v1/..%c0%afadmin",
+        b"/v1/..%c1%9cadmin",
+        b"/v1/%e0%80%ae%e0%80%ae/admin",
+        b"/v1/%f0%80%80%ae%f0%80%80%ae/admin",
+        b"/v1/%25c0%25ae%25c0%25ae/admin",
+        b"/v1/%u002e%u002e/admin",
+        b"/v1/..%U002fadmin",
+        b"/v1/..%00/admin",
+        b"/v1/%00",
+        b"/v1/a%0d%0ab",
+        b"/v1/%7f",
+        b"/v1/..%20/admin",
+        b"/v1/%20../admin",
+        b"/v1/%20.%20",
+        b"/v1/..%20;x=1/admin",
+        b"/v1/..%2520/admin",
     ],
 )
 def test_a_path_that_means_two_things_is_refused(path: bytes) -> None:
