@@ -19,7 +19,8 @@ _MEMBER = b'"stream_options":{"include_usage":true},'
 _STREAM = b'"stream"'
 _USAGE = b'"usage"'
 _BOM = b"\xef\xbb\xbf"
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\n\r")
+_LF_OF_AN_END = b"\n"  # whose CR has gone out before
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 # Null usage with nothing but plain members between it and the end of the only event: so it is a member of the
 # outermost object. Seen of OpenAI: nothing behind it, or "obfuscation".
@@ -76,13 +77,18 @@ class UsageEventRemover:
     def __init__(self) -> None:
         self._is_within_event = False
         self._is_removed = False
+        self._removed_cr = False  # what went last ended with it: an LF behind it is its own
 
     def feed(self, piece: bytes) -> bytes:
         """Return what is to be passed on of a piece, possibly b""."""
+        if self._removed_cr and piece:
+            self._removed_cr = False
+            piece = piece.removeprefix(_LF_OF_AN_END)
         is_whole = piece.endswith(_EVENT_ENDS)
         at = piece.rfind(_USAGE)
         if at < 0:
-            self._is_within_event = bool(piece) and not is_whole
+            if piece and piece != _LF_OF_AN_END:
+                self._is_within_event = not is_whole
             return piece
         if self._is_within_event or not is_whole:
             return self._without_usage(piece)
@@ -108,6 +114,7 @@ class UsageEventRemover:
         if event:
             out.append(self._event(event))
         self._is_within_event = bool(piece) and not piece.endswith(_EVENT_ENDS)
+        self._removed_cr = piece.endswith(b"\r") and not out[-1]
         return b"".join(out)
 
     def _event(self, lines: list[bytes]) -> bytes:

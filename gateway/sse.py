@@ -7,8 +7,8 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-a
 from __future__ import annotations
 
 _COMMON_ENDS = (b"\n\n", b"\r\n\r\n")
-# LF or CRLF, then an empty line; a CR stream ends its events with two of them.
-_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+# Any line, then an empty one; with a last CR both may end in CRLF, whose LF belongs to them.
+_ENDS = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r\n", b"\r\r")
 _LONGEST_END = 3
 
 
@@ -22,10 +22,13 @@ class EventAligner:
     def __init__(self, max_waiting_bytes: int) -> None:
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting = bytearray()
+        self._may_want_lf = False  # what went out last ended with a CR
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what may go out now, possibly b""."""
         waiting = self._waiting
+        if self._may_want_lf and chunk:
+            return self._behind_cr(chunk)
         if not waiting and chunk.endswith(_COMMON_ENDS):
             return chunk
         # Only the new bytes are searched, and the few before them in which an end may have begun.
@@ -38,7 +41,15 @@ class EventAligner:
             end = _whole_characters(waiting)
         ready = bytes(waiting[:end])
         del waiting[:end]
+        self._may_want_lf = not waiting and ready.endswith(b"\r")
         return ready
+
+    def _behind_cr(self, chunk: bytes) -> bytes:
+        """Let an LF follow its CR at once: its client may know no other end of an event than CRLF CRLF."""
+        self._may_want_lf = False
+        if chunk[:1] != b"\n":
+            return self.feed(chunk)
+        return chunk[:1] + self.feed(chunk[1:])
 
     def flush(self) -> bytes:
         """Return the part of an event that still waits: the stream has ended, or was cut, inside it."""

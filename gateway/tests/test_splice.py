@@ -195,6 +195,15 @@ def test_the_client_gets_the_stream_it_asked_for(
     assert passed([b"".join(asked)]) == b"".join(asked)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_no_border_of_two_pieces_leaves_anything_of_the_usage_event(end: str) -> None:
+    asked = [event(content("a"), end=end), f"data: [DONE]{end}{end}".encode()]
+    whole = b"".join([asked[0], event(chunk(choices=[], usage=USAGE), end=end), asked[1]])
+    for cut in range(len(whole)):
+        aligner = EventAligner(1 << 20)
+        assert passed([aligner.feed(whole[:cut]), aligner.feed(whole[cut:]), aligner.flush()]) == b"".join(asked)
+
+
 def with_null(data: dict[str, Any], where: str | None) -> dict[str, Any]:
     null: dict[str, Any] = {"usage": None}
     if where == "usage_first":

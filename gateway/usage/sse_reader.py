@@ -23,7 +23,7 @@ _COMMENT = ord(":")
 _BOM = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
 _COMMON_ENDS = (b"\n\n", b"\r\n\r\n")
-_EVENT_ENDS = (*_COMMON_ENDS, b"\r\r", b"\n\r\n")
+_EVENT_ENDS = (*_COMMON_ENDS, b"\r\r", b"\n\r\n", b"\n\r")
 _FIRST_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _LONGEST_END = 3
 _DATA_FIELD = re.compile(rb"(?:^|[\r\n])data: ?")
@@ -118,6 +118,8 @@ class SseReader:
         events = self._aligner.feed(chunk)
         # Else a part of an event waits in the aligner.
         self._is_aligned = chunk.endswith(_EVENT_ENDS)
+        if events == b"\n":
+            return b""  # of the end of an event that was taken at its CR
         if events and (self._long is not None or not events.endswith(_EVENT_ENDS)):
             return self._feed_long(events)
         return events
