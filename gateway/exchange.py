@@ -190,7 +190,7 @@ class Exchange:
             fields=request.headers,
             length=length,
             body=body,
-            target=relay.base_path + self._scope["target"],
+            target=relay.target_for(meter, self._scope["target"]) if relay.base_path else self._scope["target"],
             timeout=relay.timeouts,
             on_sent=meter.look,
         )

@@ -116,6 +116,10 @@ class Relay:
         self.loop = asyncio.get_running_loop()
         return self.loop
 
+    def target_for(self, meter: RequestMeter, target: bytes) -> bytes:
+        """Return what a request asks of its upstream; the sandbox is below no path of the other's address."""
+        return target if self.upstream_for(meter) is self._sandbox else self.base_path + target
+
     def upstream_for(self, meter: RequestMeter) -> httpx.AsyncBaseTransport:
         if self._sandbox is not None and meter.fingerprint == self._sandbox_fingerprint:
             return self._sandbox
