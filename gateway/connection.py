@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import math
 import os
 import socket
+import struct
+import termios
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -26,6 +30,8 @@ READ_BYTES = 65_536
 TLS_READ_BYTES = 327_680
 # Bound on what is no body: interim answers and the head together, and later chunk extensions or trailers.
 HEAD_BYTES = 262_144
+# Looks at an upload in each time limit: silence is noticed later by one part of it at most.
+_LOOKS = 8
 
 
 class ReadBuffer:
@@ -68,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         self._held_socket: socket.socket | None = None
         self._drained: asyncio.Future[None] | None = None
         self._writing_paused = False
+        self._write_timer: asyncio.TimerHandle | None = None
         self._pieces: list[bytes] = []
         self._fields: Fields = []
         self._reason = b""
@@ -80,7 +87,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # One exchange
 
-    def ask(self, data: bytes, more: bytes, *, bodyless: bool, read_timeout_s: float | None) -> Answer:
+    def ask(
+        self,
+        data: bytes,
+        more: bytes,
+        *,
+        bodyless: bool,
+        read_timeout_s: float | None,
+        write_timeout_s: float | None = None,
+    ) -> Answer:
         """Write a request in two parts, or its head when `upload` follows; return the answer to wait for."""
         self._message_complete = False
         self._reusable = True
@@ -90,6 +105,8 @@ class Connection(asyncio.BufferedProtocol):
         if more:
             self._hold_socket()
             self._transport.write(more)
+            if self._writing_paused:
+                self._time_writing(write_timeout_s)
         return answer
 
     def upload(self, sending: Coroutine[Any, Any, None]) -> None:
@@ -118,6 +135,7 @@ class Connection(asyncio.BufferedProtocol):
         self.closed = True
         self._transport.abort()
         self._let_go_of_socket()
+        self._stop_write_timer()
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.cancel()
@@ -163,26 +181,53 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._stop_write_timer()
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
 
     async def write(self, data: bytes, *, timeout_s: float | None) -> None:
-        """Write, and wait while the upstream is slow to take it; once it is lost, until the upload is ended."""
+        """Write, and wait while the upstream is slow to take it; once it is lost, until the upload is ended.
+
+        The connection fails with `httpx.WriteTimeout` when the upstream has taken nothing for `timeout_s`.
+        """
         if self.usable:
             self._transport.write(data)
             if not self._writing_paused:
                 return
         drained = self._drained = self.loop.create_future()
-        timer = None
-        if timeout_s is not None:
-            silence = httpx.WriteTimeout(f"the upstream took nothing for {timeout_s} s")
-            timer = self.loop.call_later(timeout_s, self.fail, silence)
-        try:
-            await drained
-        finally:
-            if timer is not None:
-                timer.cancel()
+        self._time_writing(timeout_s)
+        await drained
+
+    def _time_writing(self, timeout_s: float | None, unsent_bytes: float = math.inf, since_s: float = 0.0) -> None:
+        """Look now and then, until writing goes on, whether the upstream takes anything."""
+        self._stop_write_timer()
+        if timeout_s is None or self.closed:
+            return
+        now, left_bytes = self.loop.time(), self._unsent_bytes()
+        if left_bytes < unsent_bytes:
+            since_s = now
+        elif now - since_s >= timeout_s:
+            self.fail(httpx.WriteTimeout(f"the upstream took nothing for {timeout_s} s"))
+            return
+        pause_s = timeout_s / _LOOKS
+        self._write_timer = self.loop.call_later(pause_s, self._time_writing, timeout_s, left_bytes, since_s)
+
+    def _unsent_bytes(self) -> int:
+        """Return what the upstream has yet to take, of what stands here and in the kernel."""
+        waiting: int = self._transport.get_write_buffer_size()
+        if self._transport is not self._socket_transport:
+            waiting += self._socket_transport.get_write_buffer_size()
+        sock = self._socket_transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):
+            (in_kernel,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+            waiting += in_kernel
+        return waiting
+
+    def _stop_write_timer(self) -> None:
+        timer, self._write_timer = self._write_timer, None
+        if timer is not None:
+            timer.cancel()
 
     # From the event loop
 

@@ -107,8 +107,13 @@ class OutgoingRequest(httpx.Request):
         return self._upload is None and self.method in IDEMPOTENT
 
     def send_on(self, connection: Connection) -> None:
+        timeout = self.timeout
         self.answer = connection.ask(
-            self._head, self._rest, bodyless=self.method == "HEAD", read_timeout_s=self.timeout.get("read")
+            self._head,
+            self._rest,
+            bodyless=self.method == "HEAD",
+            read_timeout_s=timeout.get("read"),
+            write_timeout_s=timeout.get("write"),
         )
         self.connection = connection
         if self.method not in IDEMPOTENT:

@@ -56,7 +56,11 @@ class Relay:
         self.host = self.url.netloc
         self.base_path = self.url.raw_path.rstrip(b"/")
         self.limits = limits
-        self.timeouts: dict[str, float | None] = {"connect": limits.connect_timeout_s}
+        # Each exchange times the upstream's silence, but for that inside an upload: only the transport sees it.
+        self.timeouts: dict[str, float | None] = {
+            "connect": limits.connect_timeout_s,
+            "write": limits.silence_timeout_s,
+        }
         self.gathered_bytes = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.exchanges: set[Exchange] = set()
