@@ -335,12 +335,14 @@ class Exchange:
             await self._finish()  # the head is all that the client waits for
         self._head_sent = True
         self.deadline = math.inf
+        # Where no length is told, trailers may come that nobody has announced.
+        may_have_trailers = answer.has_trailers or answer.body_bytes < 0
         await self._send(
             {
                 "type": "http.response.start",
                 "status": self._meter.status,
                 "headers": answer.headers,
-                "trailers": answer.has_trailers,
+                "trailers": may_have_trailers,
                 # What our own server need not send apart; any other looks past it.
                 "body_follows": self._has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
             }
@@ -349,7 +351,7 @@ class Exchange:
             await self._pass_events(self._aligner)
         else:
             await self._pass_chunks(answer)
-        if answer.has_trailers:
+        if may_have_trailers:
             trailers = wire.trailers_to_client(getattr(self._stream, "trailers", []))
             await self._send({"type": "http.response.trailers", "headers": trailers})
         await self._stream.aclose()

@@ -30,7 +30,10 @@ _HOP_BY_HOP = frozenset(
     )
 )
 # `Expect` is settled between the client and this server; `Host` is the upstream's own.
-_NOT_TO_UPSTREAM = _HOP_BY_HOP | frozenset((b"host", b"expect", b"cookie", b"cookie2", b"origin", b"referer"))
+# Trailers of a request are dropped, so `Trailer` would promise what does not come.
+_NOT_TO_UPSTREAM = _HOP_BY_HOP | frozenset(
+    (b"host", b"expect", b"trailer", b"cookie", b"cookie2", b"origin", b"referer")
+)
 # Whatever proxies and CDNs before us wrote down about the client.
 _NAMES_THE_CLIENT = frozenset(
     (
@@ -301,8 +304,9 @@ def preflight(request_headers: RawHeaders) -> RawHeaders:
         (b"access-control-max-age", b"86400"),
         (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
     ]
-    if b"access-control-request-headers" in asked:
-        allowed.append((b"access-control-allow-headers", asked[b"access-control-request-headers"]))
+    names = [value for name, value in request_headers if name == b"access-control-request-headers"]
+    if names:
+        allowed.append((b"access-control-allow-headers", b", ".join(names)))
     if asked.get(b"access-control-request-private-network") == b"true":
         # A page on the open web that talks to a proxy on the user's own machine or network.
         allowed.append((b"access-control-allow-private-network", b"true"))

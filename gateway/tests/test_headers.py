@@ -133,6 +133,12 @@ def test_a_preflight_gets_what_it_asks_for() -> None:
     assert allowed[b"access-control-allow-private-network"] == b"true"
 
 
+def test_a_preflight_may_ask_for_header_fields_in_several_lines() -> None:
+    name = b"access-control-request-headers"
+    allowed = wire.preflight([(b"origin", b"https://app"), (name, b"authorization"), (name, b"x-a, x-b")])
+    assert (b"access-control-allow-headers", b"authorization, x-a, x-b") in allowed
+
+
 def test_an_options_request_that_is_no_preflight_goes_upstream() -> None:
     assert not wire.is_preflight([(b"origin", b"https://app")])
 
