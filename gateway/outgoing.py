@@ -249,7 +249,7 @@ def _checked_method(method: str) -> bytes:
     verb = method.encode("latin-1", "replace")
     if not _TOKEN.fullmatch(verb) or verb == b"CONNECT":
         raise httpx.LocalProtocolError("not a method that can be sent")
-    if len(_known_methods) < _MAX_KNOWN:
+    if len(_known_methods) < _MAX_KNOWN and len(verb) < 64:
         _known_methods[method] = verb
     return verb
 

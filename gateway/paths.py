@@ -10,7 +10,7 @@ from gateway.errors import PathRefusedError
 
 # Nearly every real path: nothing in it that normalisation could change.
 _PLAIN = re.compile(rb"/v1(?:/[A-Za-z0-9_:~-][A-Za-z0-9_:.~-]*)*/?")
-_SUSPICIOUS = re.compile(rb"[%\\;]|/\.|//")
+_SUSPICIOUS = re.compile(rb"[%\\;\x80-\xff]|/\.|//")
 # What some readers take for a dot or a slash, or leave out: control bytes, overlong UTF-8 (RFC 3629 §10), escapes of
 # IIS's own, and dot segments with blanks about them.
 _TRICKS = re.compile(

@@ -22,19 +22,25 @@ from gateway.headers import Plan, plan_of
 from proxysite import settings
 from proxysite.departures import WatchedFlow
 from proxysite.http_exchange import Exchange
+from proxysite.http_messages import end_of_messages, without_upgrade
 
 logger = logging.getLogger("proxysite.server")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
-_LONGEST_METHOD = 64
+_LONGEST_METHOD = 1024
 # A field of a few bytes costs twenty times as much in memory; browsers and SDKs send some twenty.
 _MOST_FIELDS = 256
-# Requests behind one that is not answered yet: who sends more at once gets none of them answered.
+# Requests behind one that is not answered yet; what is behind them is read when one has been answered.
 _MOST_WAITING = 16
 _STAND_IN_METHOD = b"POST"
 _LINGER_SECONDS = 30.0
 _DRAIN_SECONDS = 1.0
+
+
+class _TooManyWaitingError(Exception):
+    """Stops the parser: a request has come for which there is no room yet."""
 
 
 class HTTPProtocol(HttpToolsProtocol):
@@ -57,10 +63,12 @@ class HTTPProtocol(HttpToolsProtocol):
         self._refused = False
         self._running: Exchange | None = None
         self._due: Exchange | None = None  # to be run once what has arrived is read
-        self._method: bytes | None = None
-        self._method_bytes = b""
-        self._unknown_method_begun = False
+        self._stood_in_for: tuple[bytes, bytes] | None = None  # method and target that llhttp was not told
+        self._beginning: bytes | None = None  # of the message whose head is being read, where it is known
+        self._line_begun = False  # in which something stands that llhttp does not read
         self._messages_in_feed = 0
+        self._unread = b""  # behind as many requests as may wait
+        self._last_words: GatewayError | None = None  # to be said when all that came before has been answered
 
     # The connection
 
@@ -96,23 +104,21 @@ class HTTPProtocol(HttpToolsProtocol):
             self._deadline = min(self._deadline, self.loop.time() + _DRAIN_SECONDS)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._last_words is not None:
             return
         if self._is_idle:
             self._is_idle = False
             self._deadline = self.loop.time() + settings.HEADER_TIMEOUT_SECONDS
         self._head_bytes += len(data)
-        if self._unknown_method_begun:
-            self._unknown_method_begun = False
-            self._feed_unknown_method(self._method_bytes + data)
+        if self._unread:
+            self._unread += data
+            return
+        if self._line_begun:
+            self._line_begun = False
+            self._feed_stand_in((self._beginning or b"") + data)
         else:
             self._feed(data)
         if self._in_head and not self._refused:
-            if self.url:
-                self._method_bytes = b""
-            elif not self._unknown_method_begun:
-                # So far only part of a method: kept, in case it is one that llhttp does not know.
-                self._method_bytes = (self._method_bytes + data)[: _LONGEST_METHOD + 8]
             self._check_head(self._head_bytes)
         elif self._head_bytes > settings.MAX_HEADER_BYTES and not self._refused and self._has_more_body():
             # No byte of it for so long: a chunk's extension, or a trailer, of which httptools keeps all.
@@ -122,53 +128,108 @@ class HTTPProtocol(HttpToolsProtocol):
         return self.cycle is not None and self.cycle.more_body
 
     def _feed(self, data: bytes) -> None:
-        between_messages = self.cycle is None or not self.cycle.more_body
+        was_in_head = self._in_head
+        was_in_body = self.cycle is not None and self.cycle.more_body
         self._messages_in_feed = 0
         try:
             self.parser.feed_data(data)
-            due, self._due = self._due, None
-            if due is not None and not self._refused:
-                self._run(due)  # only now, that what has come of its body can be seen
-        except httptools.HttpParserInvalidMethodError as exc:
-            if between_messages and self._messages_in_feed <= 1:
-                self._feed_unknown_method(self._method_bytes + data)
-            else:
-                self._invalid(exc)
         except httptools.HttpParserUpgrade as exc:
             self._upgrade(data[exc.args[0] :])
         except httptools.HttpParserError as exc:
+            self._go_on_behind(exc, None if was_in_body else self._begun_in(data, was_in_head=was_in_head))
+        else:
+            if self._in_head:
+                is_known = not (was_in_body or self._stood_in_for)
+                self._beginning = self._begun_in(data, was_in_head=was_in_head) if is_known else None
+        due, self._due = self._due, None
+        if due is not None and not self._refused:
+            self._run(due)  # only now, that what has come of its body can be seen
+
+    def _begun_in(self, data: bytes, *, was_in_head: bool) -> bytes | None:
+        """Return the bytes of the last message that has begun, from its first on; None if they are not known.
+
+        `data` is what was fed last, and begins between two messages, or inside a head.
+        """
+        before = self._messages_in_feed - 1
+        if was_in_head:
+            if self._beginning is None:
+                return None
+            data, before = self._beginning + data, before + 1
+        return data[end_of_messages(data, before) :] if before > 0 else data
+
+    def _go_on_behind(self, exc: Exception, rest: bytes | None) -> None:
+        """Read on where the parser has stopped, if it may: at `rest`, which begins with the message it stopped in."""
+        if self._refused:
+            return
+        if isinstance(exc.__context__, _TooManyWaitingError):
+            self._hold(rest)
+        elif rest is not None and self._in_head and self._stood_in_for is None and not self.headers:
+            self._feed_stand_in(rest)
+        else:
             self._invalid(exc)
 
-    def _feed_unknown_method(self, data: bytes) -> None:
-        """Read a request whose method llhttp does not know, under the name of one that it knows.
+    def _feed_stand_in(self, data: bytes) -> None:
+        """Read a request whose method or target llhttp does not know, under others that it knows.
 
         `data` begins with the method: nothing of an earlier request may be read a second time.
         """
-        self._method_bytes = b""
-        method, blank, rest = data.lstrip(b"\r\n").partition(b" ")
-        if len(method) > _LONGEST_METHOD or not _TOKEN.fullmatch(method):
-            self.refuse(BadRequestError("This is not a valid HTTP/1.1 request."))
+        self._beginning = None
+        line, end, rest = data.lstrip(b"\r\n").partition(b"\n")
+        method, blank, behind = line.partition(b" ")
+        if len(method) > _LONGEST_METHOD or not _TOKEN.fullmatch(method) or method == b"PRI":
+            self._refuse_next(BadRequestError("This is not a valid HTTP/1.1 request."))
             return
         self.parser = httptools.HttpRequestParser(self)
-        if not blank:
-            self._method_bytes = data
-            self._unknown_method_begun = True
+        if not end:
+            self._beginning = data
+            self._line_begun = True
             return
-        self._method = method
-        self._feed(_STAND_IN_METHOD + b" " + rest)
+        target, blank, version = behind.partition(b" ")
+        stand_in = target
+        if target[:4] in (b"/v1/", b"/v1?"):
+            # Byte for byte, as clients send them that do not encode; the site's pages know no such paths.
+            stand_in = _BEYOND_ASCII.sub(b"_", target)
+        self._stood_in_for = method, target
+        self._in_head = False
+        self._feed(b" ".join((_STAND_IN_METHOD, stand_in)) + blank + version + end + rest)
+
+    def _hold(self, rest: bytes | None) -> None:
+        """Leave unread what stands behind as many requests as may wait."""
+        self._in_head = False
+        self.parser = httptools.HttpRequestParser(self)
+        line = b"%b %b " % (self.scope["method"].encode(), self.url)
+        if rest is None or not rest.lstrip(b"\r\n").startswith(line):
+            # Where it begins is not known, nor what it is called: those before it are answered.
+            self._refuse_next(BadRequestError("Too many requests were sent ahead of their answers."))
+            return
+        self._unread = rest
+        self._flow.is_held = True
+        self._flow.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read what was held, now that there is room for a request."""
+        unread, self._unread = self._unread, b""
+        self._flow.is_held = False
+        self._head_bytes = 0
+        self.data_received(unread)
+        if not self._unread:
+            self._flow.resume_reading()
 
     def _invalid(self, exc: Exception) -> None:
         logger.debug("refused: %s", exc)
-        self.refuse(BadRequestError("This is not a valid HTTP/1.1 request."))
+        self._refuse_next(BadRequestError("This is not a valid HTTP/1.1 request."))
 
     def _upgrade(self, rest: bytes) -> None:
-        if self._refused:
+        if self._refused or self._last_words is not None:
             return
         version = self.parser.get_http_version()
         # Of HTTP/1.0 an upgrade is to be ignored (RFC 9110 §7.8).
         if version == "1.1" and self._should_upgrade() and self.scope["method"] == "GET":
             if self.cycle is not None and not self.cycle.response_complete:
-                self.refuse(BadRequestError("A WebSocket handshake cannot follow an unanswered request."))
+                self._refuse_next(BadRequestError("A WebSocket handshake cannot follow an unanswered request."))
+                return
+            if not self.url.isascii():
+                self.refuse(BadRequestError("The target of a WebSocket handshake is in ASCII."))
                 return
             self._deadline = math.inf
             self.handle_websocket_upgrade()
@@ -176,9 +237,10 @@ class HTTPProtocol(HttpToolsProtocol):
                 self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
             return
         # An upgrade that is not taken (h2c, from clients that always offer it) is an ordinary request.
-        head = [_STAND_IN_METHOD, b" ", self.url, b" HTTP/%b\r\n" % version.encode()]
-        head += [b"%b: %b\r\n" % pair for pair in _without_upgrade(self.headers)]
-        self._method = self.scope["method"].encode("ascii")
+        url = self.url
+        head = [_STAND_IN_METHOD, b" ", _BEYOND_ASCII.sub(b"_", url), b" HTTP/%b\r\n" % version.encode()]
+        head += [b"%b: %b\r\n" % pair for pair in without_upgrade(self.headers)]
+        self._stood_in_for = self.scope["method"].encode("ascii"), url
         self.parser = httptools.HttpRequestParser(self)
         self._feed(b"".join(head) + b"\r\n" + rest)
 
@@ -187,6 +249,15 @@ class HTTPProtocol(HttpToolsProtocol):
         tokens = {part.strip().lower() for n, v in self.headers if n == b"connection" for part in v.split(b",")}
         asked = [value.lower() for name, value in self.headers if name == b"upgrade"]
         return asked[-1] if asked and b"upgrade" in tokens else None
+
+    def _refuse_next(self, error: GatewayError) -> None:
+        """Refuse the message being read; whole ones before it are answered first, and nothing more is read."""
+        earlier = self.cycle
+        if earlier is None or earlier.response_complete or earlier.more_body:
+            self.refuse(error)
+        elif not self._refused:
+            self._last_words = error
+            self._in_head = False
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error of the server's own and close; nothing more is read from this connection."""
@@ -227,9 +298,10 @@ class HTTPProtocol(HttpToolsProtocol):
     def _check_head(self, head_bytes: int) -> bool:
         """Refuse a head, or trailers, that are too large; return whether they were."""
         if head_bytes > settings.MAX_HEADER_BYTES:
-            self.refuse(HeadersTooLargeError(f"The request's header fields exceed {settings.MAX_HEADER_BYTES} bytes."))
+            said = f"The request's header fields exceed {settings.MAX_HEADER_BYTES} bytes."
+            self._refuse_next(HeadersTooLargeError(said))
         elif len(self.headers) > _MOST_FIELDS:
-            self.refuse(HeadersTooLargeError(f"The request has more than {_MOST_FIELDS} header fields."))
+            self._refuse_next(HeadersTooLargeError(f"The request has more than {_MOST_FIELDS} header fields."))
         else:
             return False
         return True
@@ -249,9 +321,11 @@ class HTTPProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         fed_bytes, self._head_bytes = self._head_bytes, 0
-        method = self._method or self.parser.get_method()
-        self._method = None
-        if self._refused:
+        if self._stood_in_for is None:
+            method = self.parser.get_method()
+        else:
+            (method, self.url), self._stood_in_for = self._stood_in_for, None
+        if self._refused or self._last_words is not None:
             return
         if fed_bytes > settings.MAX_HEADER_BYTES or len(self.headers) > _MOST_FIELDS:
             # What was fed may hold more than the head.
@@ -259,12 +333,12 @@ class HTTPProtocol(HttpToolsProtocol):
             if self._check_head(head_bytes):
                 return
         if method == b"CONNECT":
-            self.refuse(BadRequestError("This is no tunnel to other hosts."))
+            self._refuse_next(BadRequestError("This is no tunnel to other hosts."))
             return
         try:
             self.scope = self._scope_of(method)  # type: ignore[assignment]
         except BadRequestError as error:
-            self.refuse(error)
+            self._refuse_next(error)
             return
         if self.parser.should_upgrade():
             return  # llhttp raises HttpParserUpgrade next
@@ -328,6 +402,8 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _start_exchange(self) -> None:
         previous = self.cycle
+        if len(self.pipeline) >= _MOST_WAITING:
+            raise _TooManyWaitingError
         exchange = Exchange(
             self,
             self.scope,  # type: ignore[arg-type]
@@ -337,12 +413,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self.cycle = exchange
         if previous is None or previous.response_complete:
             self._due = exchange
-        elif len(self.pipeline) < _MOST_WAITING:
-            # Read on all the same: else nobody would see the client leave.
-            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
         else:
-            self._refused = True
-            self.transport.abort()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
 
     def _run(self, exchange: Exchange) -> None:
         self._running = exchange
@@ -356,6 +428,8 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.pipeline and not self._refused and not self.transport.is_closing():
             waiting: Any = self.pipeline.pop()[0]
             self._run(waiting)
+            if self._unread:
+                self._read_on()
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Forget an exchange whose application has returned."""
@@ -364,7 +438,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
         exchange = self.cycle
-        if exchange is not None and not exchange.response_complete and not self._refused:
+        if exchange is not None and exchange.more_body and not exchange.response_complete and not self._refused:
             exchange.feed_body(body)
 
     def on_message_complete(self) -> None:
@@ -383,22 +457,11 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self.pipeline:
             # Not in this turn, in which the upstream may be about to close the connection that has just become free.
             self.loop.call_soon(self._run_next)
+        elif self._last_words is not None:
+            self.refuse(self._last_words)
         else:
             self.flow.resume_reading()
             self._is_idle = True
             self._head_bytes = 0
             idle_s = _DRAIN_SECONDS if self.draining else settings.KEEPALIVE_SECONDS
             self._deadline = self.loop.time() + idle_s
-
-
-def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return a request's fields as if it had not offered to upgrade; what else `Connection` says stays."""
-    kept = []
-    for name, value in headers:
-        if name == b"connection":
-            options = [option for option in value.split(b",") if option.strip().lower() != b"upgrade"]
-            if options:
-                kept.append((name, b",".join(options)))
-        elif name != b"upgrade":
-            kept.append((name, value))
-    return kept
