@@ -53,7 +53,8 @@ _NOTHING = Usage()
 class Demand:
     """`most` is what may be used at most; `prompt_tokens` a guess at its input, `output_tokens` what it may write.
 
-    `is_stated`: the client has said itself how much may be written. `is_free`: it uses no model.
+    `is_stated`: the client has said itself how much may be written, so that the upstream ends the answer there.
+    `is_free`: it uses no model.
     """
 
     most: Usage = _NOTHING
@@ -77,6 +78,14 @@ class _Bounds(Struct):
 _bounds_in = msgspec.json.Decoder(_Bounds).decode
 _count_in = msgspec.json.Decoder(int).decode
 _list_in = msgspec.json.Decoder(list[Raw]).decode
+# What an endpoint takes for a bound; of a route that is none of OpenAI's nobody knows.
+_BOUNDS_OF = {
+    Meter.CHAT: ("max_tokens", "max_completion_tokens"),
+    Meter.COMPLETIONS: ("max_tokens",),
+    Meter.RESPONSES: ("max_output_tokens",),
+    Meter.RUNS: ("max_completion_tokens",),
+}
+_ANY_BOUND = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -145,7 +154,7 @@ def _text(
         Usage(input_tokens=read, output_tokens=written),
         text_bytes // _BYTES_A_TOKEN,
         written,
-        is_stated=stated is not None,
+        is_stated=stated is not None and meter in _BOUNDS_OF,
     )
 
 
@@ -155,7 +164,7 @@ def _written(meter: Meter, body: bytes) -> tuple[int | None, tuple[int, int]]:
         read = _bounds_in(body)
     except _UNREADABLE:
         return None, (1, 1)
-    said = [_count(raw) for raw in (read.max_tokens, read.max_completion_tokens, read.max_output_tokens)]
+    said = [_count(getattr(read, name)) for name in _BOUNDS_OF.get(meter, _ANY_BOUND)]
     stated = max((count for count in said if count is not None), default=None)
     if meter is not Meter.COMPLETIONS:
         return stated, (1, 1)
@@ -192,31 +201,3 @@ def _attached_bytes(body: bytes) -> int:
 def model_fields(form: bytes) -> int:
     """Return how many fields named `model` a piece of a multipart form may have; a piece that is cut may hide one."""
     return len(_MODEL_FIELD.findall(form))
-
-
-# What a stream has written so far
-
-
-_EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
-_WRITTEN = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|refusal|arguments|text|delta|value)"\s*:\s*"((?:[^"\\]|\\.)*)'
-)
-# About what tokenizers split text into, rather smaller. A word of up to eight letters is one token, usually; what a
-# longer one has beyond that is nonsense, base64 or German, and comes in pairs, as capitals do. Of other alphabets: a
-# character of Chinese, two of Cyrillic, half an emoji. And groups of digits, the blank before them, marks.
-_PIECE = re.compile(
-    rb"(?:\\u0[0-7][0-9A-Fa-f]{2}){1,2}|\\u[0-9A-Fa-f]{4}|\\."
-    rb"|[A-Z][a-z]{1,7}|(?<![a-z])[a-z]{1,8}|[a-z]{1,2}|[A-Z]{1,2}"
-    rb"|[0-9]{1,3}| (?=[0-9])"
-    rb"|(?:[\xc0-\xdf][\x80-\xbf]){1,2}|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xff]|[\x80-\xbf]{1,3}"
-    rb"|[^\sA-Za-z0-9\x80-\xff]"
-)
-
-
-def tokens_in_events(chunk: bytes) -> int:
-    """Return about how many tokens a piece of an event stream brings, rather too many than too few.
-
-    Most upstreams send an event for each token, some several tokens in one.
-    """
-    events = len(_EVENT_END.findall(chunk))
-    return max(events, sum(len(_PIECE.findall(text)) for text in _WRITTEN.findall(chunk)))

@@ -379,9 +379,9 @@ class Exchange:
         async for chunk in stream:
             meter.feed(chunk)
             self._check_drain()
-            if watched is not None and watched.needs_more(chunk):
-                await watched.extend()
             events = aligner.feed(chunk)
+            if watched is not None and events and watched.needs_more(events):
+                await watched.extend()
             if self._left_events:
                 events, self._left_events = self._left_events + events, b""
             if events:

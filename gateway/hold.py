@@ -10,10 +10,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from billing.events import Usage, UsageEvent
-from gateway.demand import Demand, tokens_in_events
+from gateway.demand import Demand
 from gateway.errors import SpendLimitedError
 from gateway.limit_redis import LimitsAwayError
 from gateway.limits import Ask
+from gateway.written import tokens_in_events
 
 if TYPE_CHECKING:
     from gateway.limiter import Limiter
@@ -30,7 +31,7 @@ _BURST_BYTES, _MOST_READ_BYTES = 4 << 10, 320 << 10
 class Hold:
     """What one request has taken; given back, or turned into what was used, when it ends.
 
-    `watches`: each piece of its stream is looked at, since its money may end before it does.
+    `watches`: the events of its stream are looked at, since its money may end before it does.
     """
 
     __slots__ = (
@@ -76,12 +77,12 @@ class Hold:
         self._seen_tokens = self._largest_tokens = 0
         self._is_settled = False
 
-    def needs_more(self, chunk: bytes) -> bool:
-        """Look at a piece of the stream; return whether another one like the largest may be more than is reserved."""
-        tokens = tokens_in_events(chunk)
+    def needs_more(self, events: bytes) -> bool:
+        """Look at events of the stream; return whether as many as ever came at once may be more than is reserved."""
+        tokens = tokens_in_events(events)
         self._seen_tokens += tokens
-        if len(chunk) > _BURST_BYTES:
-            tokens = max(tokens, tokens * _MOST_READ_BYTES // len(chunk) + 1)
+        if len(events) > _BURST_BYTES:
+            tokens = max(tokens, tokens * _MOST_READ_BYTES // len(events) + 1)
         self._largest_tokens = max(self._largest_tokens, tokens)
         return self._seen_tokens + self._largest_tokens > self._tokens_paid
 

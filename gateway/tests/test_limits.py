@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import calendar
 import contextlib
-import json
 import os
-import random
 import secrets
 import time
-from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -22,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import ProxyTrust
-from gateway.demand import demand_of, model_fields, tokens_in_events
+from gateway.demand import demand_of, model_fields
 from gateway.endpoints import endpoint_of
 from gateway.errors import ModelNotAllowedError
-from gateway.estimator_process import counter
 from gateway.limit_memory import MemoryStore
 from gateway.limit_redis import LimitsAwayError, RedisStore
 from gateway.limiter import FormGuard
@@ -163,6 +159,10 @@ def demand(body: bytes, path: bytes = b"/v1/chat/completions") -> tuple[int, int
         (b'{"model":"m","max_tokens":7,"max_completion_tokens":9}', b"/v1/chat/completions", 9, True),
         (b'{"model":"m","max_tokens":7,"n":3}', b"/v1/chat/completions", 21, True),
         (b'{"model":"m","max_output_tokens":8}', b"/v1/responses", 8, True),
+        # A bound that the endpoint does not know bounds nothing.
+        (b'{"model":"m","max_output_tokens":8}', b"/v1/chat/completions", 1000, False),
+        (b'{"model":"m","max_tokens":8}', b"/v1/responses", 1000, False),
+        (b'{"model":"m","max_tokens":8}', b"/v1/messages", 8, False),
         (b'{"model":"m","max_tokens":-5}', b"/v1/chat/completions", 0, True),
         (b'{"model":"m","max_tokens":"7"}', b"/v1/chat/completions", 1000, False),
         (b'{"model":"m","max_tokens":1e99}', b"/v1/chat/completions", 1000, False),
@@ -203,41 +203,6 @@ def test_a_form_that_names_two_models_is_refused_wherever_it_is_cut(step: int, f
             assert is_refused
         else:
             assert not is_refused
-
-
-def test_tokens_of_a_stream_are_counted_by_events_and_by_text() -> None:
-    one = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
-    assert tokens_in_events(one * 5) == 5
-    many = b'data: {"choices":[{"delta":{"content":"' + b"word " * 300 + b'"}}]}\n\n'
-    assert tokens_in_events(many) == 300
-    numbers = b'data: {"choices":[{"delta":{"content":"word 1234 "}}]}\n\n'
-    assert tokens_in_events(numbers) == 4  # word, a blank, 123, 4
-    assert tokens_in_events('data: {"choices":[{"delta":{"content":"你好世界"}}]}\n\n'.encode()) == 4
-
-
-LETTERS = "qzjxkvbwpyfgmculdrhsnioate" * 20
-WRITTEN = [
-    (LETTERS, 0.8, 1.2),
-    (LETTERS.upper(), 0.7, 1.2),
-    (b64encode(random.Random(1).randbytes(900)).decode(), 0.7, 1.2),
-    ("Donaudampfschifffahrtsgesellschaftskapitän " * 20, 1, 2),
-    ("The quick brown fox jumps over the lazy dog; Authorization is required.\n" * 20, 1, 1.5),
-    ("今天天气很好，我们去公园散步吧。" * 20, 1, 2),
-    ("Привет, как дела сегодня? " * 20, 1, 2.5),
-    ("😀🎉" * 50, 1, 1.5),
-]
-
-
-@pytest.mark.parametrize("is_escaped", [False, True])
-@pytest.mark.parametrize(("text", "least", "most"), WRITTEN, ids=lambda value: str(value)[:8])
-def test_what_is_packed_into_events_counts_about_as_a_tokenizer_would(
-    text: str, least: float, most: float, *, is_escaped: bool
-) -> None:
-    pieces = (text[start : start + 50] for start in range(0, len(text), 50))
-    said = ({"choices": [{"delta": {"content": piece}}]} for piece in pieces)
-    events = b"".join(b"data: " + json.dumps(one, ensure_ascii=is_escaped).encode() + b"\n\n" for one in said)
-    tokens = counter("o200k_base")(text)
-    assert least * tokens <= tokens_in_events(events) <= most * tokens
 
 
 # Stores

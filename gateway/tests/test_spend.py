@@ -1,0 +1,131 @@
+"""Limits of money through the live proxy: what is reserved is enough, and what costs is never free."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from gateway.tests.fake_upstream import Exchange, FakeUpstream
+from gateway.tests.limited import limited_proxy, spent_by
+from gateway.tests.live import LiveProxy, new_client
+from gateway.tests.test_limiter import wait_until
+from gateway.tests.test_limits import REDIS_URL, needs_redis
+
+CHAT_KEY, RESPONSES_KEY, PARALLEL = "sk-chat-000000000001", "sk-responses-0000001", "sk-parallel-00000001"
+TOKENS = 100
+FULL = " word" * TOKENS
+
+
+async def chat(exchange: Exchange) -> None:
+    """Stream as many words as the client allows itself, one an event, with all that OpenAI sends beside them."""
+    request = json.loads(await exchange.read_body())
+    await exchange.start_stream()
+    said: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    said += [{"content": " word"}] * request["max_tokens"]
+    for delta in said:
+        await exchange.events({"choices": [{"index": 0, "delta": delta}]}, done=False)
+    await exchange.events({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}, done=False)
+    usage = {"prompt_tokens": 10, "completion_tokens": request["max_tokens"], "total_tokens": 10}
+    await exchange.events({"model": "gpt-4o-mini", "choices": [], "usage": usage})
+    await exchange.end_stream()
+
+
+async def respond(exchange: Exchange) -> None:
+    """The same of /v1/responses, which says all of the text again four times at its end."""
+    await exchange.read_body()
+    await exchange.start_stream()
+
+    async def send(kind: str, **fields: Any) -> None:
+        data = json.dumps({"type": kind, **fields})
+        await exchange.chunk(f"event: {kind}\ndata: {data}\n\n".encode())
+
+    await send("response.created", response={"id": "r", "status": "in_progress"})
+    for _ in range(TOKENS):
+        await send("response.output_text.delta", delta=" word")
+    part = {"type": "output_text", "text": FULL}
+    await send("response.output_text.done", text=FULL)
+    await send("response.content_part.done", part=part)
+    await send("response.output_item.done", item={"content": [part]})
+    usage = {"input_tokens": 10, "output_tokens": TOKENS, "total_tokens": 10 + TOKENS}
+    output = [{"content": [part]}]
+    response = {"id": "r", "model": "gpt-4o-mini", "status": "completed", "output": output, "usage": usage}
+    await send("response.completed", response=response)
+    await exchange.end_stream()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as server:
+        yield server
+
+
+DECIDED: dict[str, dict[str, Any]] = {
+    CHAT_KEY: {"monthly_usd": "0.0000790"},
+    RESPONSES_KEY: {"monthly_usd": "0.0001000"},
+    PARALLEL: {"monthly_usd": "0.0100000"},
+}
+
+
+@pytest.fixture(scope="module", params=["memory", pytest.param("redis", marks=needs_redis)])
+def proxy(request: pytest.FixtureRequest, upstream: FakeUpstream) -> Iterator[LiveProxy]:
+    shared = {"REDIS_URL": ""} if request.param == "memory" else {"REDIS_URL": REDIS_URL, "WORKERS": "2"}
+    with limited_proxy(DECIDED, UPSTREAM_URL=upstream.url, **shared) as server:
+        yield server
+
+
+def bearer(api_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def streamed(proxy: LiveProxy, path: str, api_key: str, body: dict[str, Any]) -> bytes:
+    """Return a stream, which must not be cut."""
+    headers = bearer(api_key)
+    with new_client() as client, client.stream("POST", proxy.url + path, json=body, headers=headers) as response:
+        assert response.status_code == 200, response.read()
+        return b"".join(response.iter_raw())
+
+
+def test_a_chat_that_stays_inside_its_own_bound_is_not_cut(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = chat
+    message = {"role": "user", "content": "hello"}
+    body = {"model": "gpt-4o-mini", "stream": True, "max_tokens": TOKENS, "messages": [message]}
+    received = streamed(proxy, "/v1/chat/completions", CHAT_KEY, body)
+    assert received.count(b" word") == TOKENS
+    assert received.endswith(b"data: [DONE]\n\n")
+    assert b"insufficient_quota" not in received
+
+
+def test_a_response_that_says_its_text_five_times_is_not_cut(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = respond
+    body = {"model": "gpt-4o-mini", "stream": True, "max_output_tokens": TOKENS, "input": "hello"}
+    received = streamed(proxy, "/v1/responses", RESPONSES_KEY, body)
+    assert b"event: response.completed" in received
+    assert b"insufficient_quota" not in received
+
+
+def test_of_two_hundred_streams_at_once_none_that_is_admitted_is_cut(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = chat
+
+    async def run() -> list[int]:
+        limits = httpx.Limits(max_connections=200)
+        body = {"model": "gpt-4o-mini", "stream": True, "max_tokens": 500, "messages": []}
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60, limits=limits) as client:
+
+            async def one() -> int:
+                response = await client.post(f"{proxy.url}/v1/chat/completions", json=body, headers=bearer(PARALLEL))
+                assert (response.status_code == 429) or response.content.endswith(b"data: [DONE]\n\n")
+                return response.status_code
+
+            return await asyncio.gather(*(one() for _ in range(200)))
+
+    passed = asyncio.run(run()).count(200)
+    assert passed > 0
+    # 500 tokens that are written, and ten that are read.
+    wait_until(lambda: spent_by(proxy, PARALLEL) == passed * Decimal("0.0003015"))
+    assert spent_by(proxy, PARALLEL) <= Decimal("0.01")
