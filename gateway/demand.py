@@ -91,7 +91,6 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 def demand_of(
     endpoint: Endpoint,
-    method: str,
     facts: RequestFacts,
     *,
     body: bytes | None,
@@ -126,8 +125,8 @@ def demand_of(
     if meter is Meter.REALTIME:
         most = Usage(input_tokens=reference_tokens, output_tokens=output_tokens)
         return Demand(most, 0, output_tokens, is_stated=False)
-    # A batch tells what it has used when it has ended; whoever has nothing left begins none.
-    return Demand(is_stated=True) if meter is Meter.BATCH and method == "POST" else FREE
+    # A batch tells what it has used when it has ended, a video never; whoever has nothing left begins none.
+    return Demand() if endpoint.has_untold_cost else FREE
 
 
 def _text(

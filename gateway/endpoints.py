@@ -39,11 +39,15 @@ class Meter(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route as it may stand in a record: always one of a fixed set, never text of the client's."""
+    """A route as it may stand in a record: always one of a fixed set, never text of the client's.
+
+    `has_untold_cost`: it begins what costs money, and its own answer does not tell how much.
+    """
 
     route: str
     meter: Meter = Meter.NONE
     splices_usage: bool = False
+    has_untold_cost: bool = False
 
 
 _METERS: dict[tuple[str, str], Meter] = {
@@ -78,6 +82,36 @@ _METERS: dict[tuple[str, str], Meter] = {
     ("POST", "/v1/threads/{thread_id}/runs/{run_id}"): Meter.STORED,
     ("POST", "/v1/threads/{thread_id}/runs/{run_id}/cancel"): Meter.STORED,
 }
+# Batches and evaluations that run later, videos by the second, jobs, storage and containers by the hour, sessions that
+# a client's browser or telephone has with OpenAI itself, and searches.
+_UNTOLD_COSTS = frozenset(
+    {
+        "/v1/audio/voices",
+        "/v1/batches",
+        "/v1/chatkit/sessions",
+        "/v1/containers",
+        "/v1/evals/{eval_id}/runs",
+        "/v1/fine_tuning/alpha/graders/run",
+        "/v1/fine_tuning/jobs",
+        "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume",
+        "/v1/live/sessions",
+        "/v1/realtime/calls",
+        "/v1/realtime/calls/{call_id}/accept",
+        "/v1/realtime/client_secrets",
+        "/v1/realtime/sessions",
+        "/v1/realtime/transcription_sessions",
+        "/v1/realtime/translations/client_secrets",
+        "/v1/vector_stores",
+        "/v1/vector_stores/{vector_store_id}/file_batches",
+        "/v1/vector_stores/{vector_store_id}/files",
+        "/v1/vector_stores/{vector_store_id}/search",
+        "/v1/videos",
+        "/v1/videos/characters",
+        "/v1/videos/edits",
+        "/v1/videos/extensions",
+        "/v1/videos/{video_id}/remix",
+    }
+)
 _SPLICED = (Meter.CHAT, Meter.COMPLETIONS)
 _OTHER = Endpoint("other")
 _OTHER_POST = Endpoint("other", Meter.OTHER)
@@ -95,7 +129,8 @@ class _Node:
 
 def _endpoint(method: str, route: str) -> Endpoint:
     meter = _METERS.get((method, route), Meter.NONE)
-    return Endpoint(route, meter, splices_usage=meter in _SPLICED)
+    is_untold = method == "POST" and route in _UNTOLD_COSTS
+    return Endpoint(route, meter, splices_usage=meter in _SPLICED, has_untold_cost=is_untold)
 
 
 def _tree() -> _Node:

@@ -204,10 +204,9 @@ class Limiter:
         if meter.form_guard is not None:
             self._check_model(limits, facts.model)
         demand = FREE
-        if self._weighs(limits) and (endpoint.meter in _USED_MODELS or endpoint.meter is Meter.BATCH):
+        if self._weighs(limits) and (endpoint.meter in _USED_MODELS or endpoint.has_untold_cost):
             demand = demand_of(
                 endpoint,
-                meter.method,
                 facts,
                 body=meter.seen_body,
                 body_bytes=meter.body_bytes(scope["headers"]),
@@ -233,7 +232,6 @@ class Limiter:
         """Return what is reserved for a realtime session: a response, of which nothing is known before."""
         return demand_of(
             Endpoint("", Meter.REALTIME),
-            "GET",
             RequestFacts(),
             body=None,
             body_bytes=0,

@@ -147,7 +147,7 @@ def demand(body: bytes, path: bytes = b"/v1/chat/completions") -> tuple[int, int
     endpoint = endpoint_of("POST", path)
     facts = request_facts(endpoint, body)
     assert facts is not None
-    found = demand_of(endpoint, "POST", facts, body=body, body_bytes=len(body), output_tokens=1000, reference_tokens=50)
+    found = demand_of(endpoint, facts, body=body, body_bytes=len(body), output_tokens=1000, reference_tokens=50)
     return found.most.input_tokens, found.most.output_tokens, found.is_stated
 
 

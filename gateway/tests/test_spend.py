@@ -65,7 +65,9 @@ def upstream() -> Iterator[FakeUpstream]:
         yield server
 
 
+DRY = "sk-dry-0000000000001"
 DECIDED: dict[str, dict[str, Any]] = {
+    DRY: {"monthly_usd": "0.0000001"},
     CHAT_KEY: {"monthly_usd": "0.0000790"},
     RESPONSES_KEY: {"monthly_usd": "0.0001000"},
     PARALLEL: {"monthly_usd": "0.0100000"},
@@ -129,3 +131,50 @@ def test_of_two_hundred_streams_at_once_none_that_is_admitted_is_cut(proxy: Live
     # 500 tokens that are written, and ten that are read.
     wait_until(lambda: spent_by(proxy, PARALLEL) == passed * Decimal("0.0003015"))
     assert spent_by(proxy, PARALLEL) <= Decimal("0.01")
+
+
+# What costs money though its answer does not tell how much
+
+
+async def accept(exchange: Exchange) -> None:
+    await exchange.read_body()
+    await exchange.answer(b'{"id": "x"}')
+
+
+COSTLY = [
+    ("/v1/batches", {"input_file_id": "f"}),
+    ("/v1/videos", {"model": "sora-2", "prompt": "x", "seconds": "12"}),
+    ("/v1/videos/video_1/remix", {"prompt": "x"}),
+    ("/v1//videos/./edits", {"prompt": "x"}),
+    ("/v1/videos/extensions", {"prompt": "x"}),
+    ("/v1/fine_tuning/jobs", {"model": "gpt-4o-mini-2024-07-18", "training_file": "f"}),
+    ("/v1/evals/eval_1/runs", {"data_source": {"model": "gpt-4o", "type": "completions"}}),
+    ("/v1/realtime/client_secrets", {"session": {"model": "gpt-realtime"}}),
+    ("/v1/realtime/sessions", {"model": "gpt-realtime"}),
+    ("/v1/realtime/calls/rtc_1/accept", {"type": "realtime"}),
+    ("/v1/containers", {"name": "x"}),
+    ("/v1/vector_stores/vs_1/search", {"query": "x"}),
+]
+FREE = [
+    ("/v1/batches/batch_1/cancel", {}),
+    ("/v1/fine_tuning/jobs/ft_1/cancel", {}),
+    ("/v1/conversations", {}),
+    ("/v1/moderations", {"input": "x"}),
+    ("/v1/realtime/calls/rtc_1/hangup", {}),
+]
+
+
+def test_whoever_has_nothing_left_begins_nothing_that_costs(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = accept
+    headers = bearer(DRY)
+    # The key's only unit goes to the first, whatever that costs.
+    assert proxy.post("/v1/batches", json={"input_file_id": "f"}, headers=headers).status_code == 200
+    refused = {path: proxy.post(path, json=body, headers=headers).status_code for path, body in COSTLY}
+    assert set(refused.values()) == {429}, refused
+    form = {"model": (None, "sora-2"), "prompt": (None, "x"), "input_reference": ("a.png", b"1")}
+    assert proxy.post("/v1/videos", files=form, headers=headers).status_code == 429
+    sdp = headers | {"content-type": "application/sdp"}
+    assert proxy.post("/v1/realtime/calls", content=b"v=0", headers=sdp).status_code == 429
+    passed = {path: proxy.post(path, json=body, headers=headers).status_code for path, body in FREE}
+    assert set(passed.values()) == {200}, passed
+    assert proxy.get("/v1/videos", headers=headers).status_code == 200
