@@ -21,6 +21,7 @@ _AUDIO_IN = frozenset({Meter.TRANSCRIPTION, Meter.TRANSLATION})
 _BYTES_A_TOKEN = 4
 # gpt-image-1's largest picture at its best has 6,240.
 _IMAGE_TOKENS = 6_500
+_MOST_IMAGES_SHOWN = 16  # to gpt-image-1, in one edit
 # The least that speech is compressed to, 16 kbit/s; and of gpt-4o-transcribe's tokens somewhat more than it counts.
 _AUDIO_BYTES_A_SECOND = 2_000
 _AUDIO_TOKENS_A_SECOND = 16
@@ -110,7 +111,9 @@ def demand_of(
     if meter is Meter.IMAGES:
         images = facts.choices
         drawn = images * _IMAGE_TOKENS
-        return Demand(Usage(input_tokens=body_bytes, image_output_tokens=drawn, images=images), 0, drawn)
+        text_bytes, references = _shown(facts, body, body_bytes)
+        read = text_bytes + references * reference_tokens
+        return Demand(Usage(input_tokens=read, image_output_tokens=drawn, images=images), 0, drawn)
     if meter in _AUDIO_IN:
         seconds = body_bytes // _AUDIO_BYTES_A_SECOND + 1
         heard = seconds * _AUDIO_TOKENS_A_SECOND
@@ -129,6 +132,21 @@ def demand_of(
     return Demand() if endpoint.has_untold_cost else FREE
 
 
+def _shown(facts: RequestFacts, body: bytes | None, body_bytes: int) -> tuple[int, int]:
+    """Return how many bytes of text a request for an image has, and how many images it shows or refers to."""
+    if facts.form_bytes:
+        # Of a form that is longer than what is looked at, the rest is files.
+        is_whole = body_bytes <= facts.form_bytes
+        return facts.text_bytes, facts.files if is_whole else max(facts.files, _MOST_IMAGES_SHOWN)
+    if body is None:
+        return body_bytes, 0
+    return body_bytes - _attached_bytes(body), _references(body)
+
+
+def _references(body: bytes) -> int:
+    return sum(body.count(name) for name in _REFERENCES)
+
+
 def _text(
     meter: Meter,
     facts: RequestFacts,
@@ -142,7 +160,7 @@ def _text(
     stated, candidates = None, facts.choices
     if body is not None:
         text_bytes -= _attached_bytes(body)
-        references = sum(body.count(name) for name in _REFERENCES)
+        references = _references(body)
         stated, times = _written(meter, body)
         candidates = max(candidates, times[0]) * times[1]
     # What is stored as an assistant's thread is in nobody's sight either.

@@ -198,7 +198,7 @@ class Limiter:
     async def admit(self, meter: RequestMeter, scope: Any) -> None:
         """Let a request pass, or raise GatewayError; what it takes is held by `meter.hold` until it ends."""
         limits = self.rules.of_key(meter.fingerprint)
-        endpoint, facts = meter.endpoint, meter.seen_facts()
+        endpoint, body, facts = meter.endpoint, meter.seen_body, meter.seen_facts()
         if meter.must_be_seen and meter.is_too_large_to_see():
             raise BodyTooLargeError(_TOO_LARGE)
         if meter.form_guard is not None:
@@ -208,7 +208,7 @@ class Limiter:
             demand = demand_of(
                 endpoint,
                 facts,
-                body=meter.seen_body,
+                body=body,
                 body_bytes=meter.body_bytes(scope["headers"]),
                 output_tokens=self.options.output_tokens,
                 reference_tokens=self.options.reference_tokens,

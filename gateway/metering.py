@@ -33,6 +33,7 @@ from gateway.usage import (
     multipart_facts,
     reader_for,
     request_facts,
+    weighed_form,
 )
 from proxysite.logs import current_request_id
 
@@ -287,11 +288,13 @@ class RequestMeter:
 
     def see_form(self, form: bytes) -> None:
         """Look at the beginning of a form, or at all of it; its parts come by `take_part` all the same."""
-        self._facts_for_limits = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
+        facts = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
+        self._facts_for_limits = weighed_form(facts, form, self.content_type)
 
     @property
     def seen_body(self) -> bytes | None:
-        return self._body
+        """The body in JSON, as far as it was looked at; before `seen_facts` is asked for."""
+        return self._unread if self._body is None else self._body
 
     def seen_facts(self) -> RequestFacts:
         """Return what the request asks for, as far as it was looked at."""

@@ -28,7 +28,7 @@ from gateway.limiter import FormGuard
 from gateway.limits import Ask, Limits, Refusal, counted_address, duration_text, month_of, next_month_s, take
 from gateway.tests.calls import PATIENCE_S, until
 from gateway.tests.redis_server import running_redis
-from gateway.usage import request_facts
+from gateway.usage import RequestFacts, request_facts, weighed_form
 
 REDIS_URL = os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/9"
 MONTH = "2026-11"
@@ -183,6 +183,29 @@ def test_what_is_attached_counts_as_a_reference_and_not_by_its_bytes() -> None:
     long = short.replace(b";base64,", b";base64," + b"A" * 100_000)
     assert demand(short)[0] == demand(long)[0]
     assert demand(short)[0] > 2 * 50 - 1
+
+
+def image_demand(form: bytes, body_bytes: int) -> int:
+    facts = weighed_form(RequestFacts(), form, b"multipart/form-data; boundary=b")
+    endpoint = endpoint_of("POST", b"/v1/images/edits")
+    found = demand_of(endpoint, facts, body=None, body_bytes=body_bytes, output_tokens=1000, reference_tokens=50)
+    return found.most.input_tokens
+
+
+def test_images_of_a_form_count_as_references_and_its_text_by_its_bytes() -> None:
+    prompt = b'--b\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n' + b"x" * 1000
+    image = b'\r\n--b\r\ncontent-disposition: form-data; name="image[]"; filename="a.png"\r\n\r\n' + b"\0" * 1_600_000
+    form = prompt + image * 2 + b"\r\n--b--\r\n"
+    assert 2 * 50 + 1000 < image_demand(form, len(form)) < 2 * 50 + 1100
+    # What comes behind the part that is looked at may be as many files as an edit may have.
+    assert 16 * 50 + 1000 < image_demand(form, len(form) + 1) < 16 * 50 + 1100
+    assert image_demand(b"no form at all", 14) == 14
+
+
+def test_images_in_json_count_as_references() -> None:
+    body = b'{"model":"m","prompt":"x","images":[{"image_url":"data:image/png;base64,' + b"A" * 1_600_000 + b'"}]}'
+    tokens, _, _ = demand(body, b"/v1/images/edits")
+    assert 50 < tokens < 150
 
 
 def test_names_of_models_are_found_however_a_form_is_written() -> None:

@@ -66,7 +66,9 @@ def upstream() -> Iterator[FakeUpstream]:
 
 
 DRY = "sk-dry-0000000000001"
+DRAWS = "sk-draws-00000000001"
 DECIDED: dict[str, dict[str, Any]] = {
+    DRAWS: {"monthly_usd": "15"},
     DRY: {"monthly_usd": "0.0000001"},
     CHAT_KEY: {"monthly_usd": "0.0000790"},
     RESPONSES_KEY: {"monthly_usd": "0.0001000"},
@@ -178,3 +180,14 @@ def test_whoever_has_nothing_left_begins_nothing_that_costs(proxy: LiveProxy, up
     passed = {path: proxy.post(path, json=body, headers=headers).status_code for path, body in FREE}
     assert set(passed.values()) == {200}, passed
     assert proxy.get("/v1/videos", headers=headers).status_code == 200
+
+
+def test_an_image_is_edited_whatever_its_file_weighs(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = accept
+    picture = b"x" * 1_600_000
+    form = {"model": (None, "gpt-image-1"), "prompt": (None, "x"), "image": ("a.png", picture)}
+    response = proxy.post("/v1/images/edits", files=form, headers=bearer(DRAWS))
+    assert response.status_code == 200, response.text
+    body = {"model": "gpt-image-1", "prompt": "x"}
+    images = [{"image_url": "data:image/png;base64," + "A" * 1_600_000}]
+    assert proxy.post("/v1/images/edits", json=body | {"images": images}, headers=bearer(DRAWS)).status_code == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.endpoints import Endpoint, Meter
 from gateway.usage.client_messages import ClientMessage, client_message
-from gateway.usage.facts import PromptSample, RequestFacts, multipart_facts, prompt_sample, request_facts
+from gateway.usage.facts import PromptSample, RequestFacts, multipart_facts, prompt_sample, request_facts, weighed_form
 from gateway.usage.json_reader import JsonReader
 from gateway.usage.long_body import LongBody
 from gateway.usage.reading import Reading, UsageReader
@@ -31,6 +31,7 @@ __all__ = [
     "prompt_sample",
     "reader_for",
     "request_facts",
+    "weighed_form",
 ]
 
 MAX_SAMPLE_BYTES = 16 << 10

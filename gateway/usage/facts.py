@@ -15,6 +15,7 @@ from gateway.usage.shapes import UNREADABLE, name_in
 _MOST_TEXT = 4 << 20
 _MOST_HEAD_BYTES = 64 << 10
 _MOST_CHOICES = 1024
+_MOST_PART_HEAD_BYTES = 4 << 10
 _BOUNDARY = re.compile(rb'boundary="?([^";,\s]{1,200})', re.IGNORECASE)
 _FIELD_NAME = re.compile(rb';\s*name="?([^";\r\n]{1,100})', re.IGNORECASE)
 
@@ -23,6 +24,7 @@ class RequestFacts(Struct, frozen=True):
     """`choices` is `n`, 1 if left out; `characters` is the length of what shall be spoken.
 
     `has_stream_options`: the member is there, be it null. `in_background`: the answer comes before its usage does.
+    `form_bytes` is how much of a form was looked at, where it was: `files` are in it, and `text_bytes` beside them.
     """
 
     model: str = ""
@@ -33,6 +35,9 @@ class RequestFacts(Struct, frozen=True):
     in_background: bool = False
     choices: int = 1
     characters: int = 0
+    form_bytes: int = 0
+    files: int = 0
+    text_bytes: int = 0
 
 
 class PromptSample(Struct, frozen=True):
@@ -113,6 +118,23 @@ def multipart_facts(head: bytes, content_type: bytes, tail: bytes = b"") -> Requ
         fields.get(b"stream", b"").strip().lower() == b"true",
         choices=_choices(fields.get(b"n", b"1").strip()),
     )
+
+
+def weighed_form(facts: RequestFacts, form: bytes, content_type: bytes) -> RequestFacts:
+    """Return the facts of a form with what is in it, as far as it is here; without a boundary all of it is text."""
+    found = _BOUNDARY.search(content_type)
+    delimiter = b"\r\n--" + found[1] if found else b""
+    files, text_bytes, start = 0, 0, 0
+    while start < len(form):
+        end = form.find(delimiter, start + 1) if delimiter else -1
+        end = len(form) if end < 0 else end
+        head = form[start : min(end, start + _MOST_PART_HEAD_BYTES)].partition(b"\r\n\r\n")[0]
+        if b"filename" in head.lower():
+            files += 1
+        else:
+            text_bytes += end - start
+        start = end
+    return msgspec.structs.replace(facts, form_bytes=len(form), files=files, text_bytes=text_bytes)
 
 
 def prompt_sample(body: bytes, *, max_text: int = _MOST_TEXT) -> PromptSample:
