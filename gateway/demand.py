@@ -39,6 +39,8 @@ _REFERENCES = (
     b'"previous_response_id"',
     b'"conversation"',
 )
+# Families that think before they write, which their streams do not show: of OpenAI's all since o1, Gemini, Grok.
+_THINKS = re.compile(r"o[1-9]|gpt-[5-9]|codex|gemini-(?:2\.5|[3-9])|grok-(?:[4-9]|code|build)", re.IGNORECASE)
 # Also as lenient parsers read it: blanks, no quotes, escapes within them, RFC 5987's form.
 _MODEL_FIELD = re.compile(
     rb";[ \t]{0,8}name\*?[ \t]{0,8}=[ \t]{0,8}(?:utf-8'[a-z-]{0,8}')?\"?\\?m\\?o\\?d\\?e\\?l\"?[ \t]{0,8}[;\r\n]",
@@ -213,6 +215,12 @@ def _attached_bytes(body: bytes) -> int:
         found += end - at
         at = body.find(_BASE64, end)
     return found
+
+
+def thinks_unseen(model: str) -> bool:
+    """Return whether a model may write more than its stream shows; a fine-tuned one does as its base."""
+    name = model.rpartition("/")[2].removeprefix("ft:")
+    return bool(_THINKS.match(name)) and "non-reasoning" not in name
 
 
 def model_fields(form: bytes) -> int:

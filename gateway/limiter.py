@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from billing.events import Usage, UsageEvent
 from gateway import headers as wire
 from gateway.addresses import ProxyTrust
-from gateway.demand import FREE, MODEL_FIELD_MOST_BYTES, Demand, demand_of, model_fields
+from gateway.demand import FREE, MODEL_FIELD_MOST_BYTES, Demand, demand_of, model_fields, thinks_unseen
 from gateway.endpoints import Endpoint, Meter
 from gateway.errors import (
     AddressNotAllowedError,
@@ -125,6 +125,7 @@ class LimiterOptions:
     refuses_when_away: bool = False
     cuts: bool = True
     output_tokens: int = 16_384
+    reasoning_tokens: int = 128_000
     reference_tokens: int = 50_000
     always_registered: frozenset[str] = frozenset()
 
@@ -210,7 +211,7 @@ class Limiter:
                 facts,
                 body=body,
                 body_bytes=meter.body_bytes(scope["headers"]),
-                output_tokens=self.options.output_tokens,
+                output_tokens=self._assumed_tokens(facts.model),
                 reference_tokens=self.options.reference_tokens,
             )
         await self._admit(meter, scope, limits, demand, facts, is_stream=facts.is_stream)
@@ -257,6 +258,11 @@ class Limiter:
         return bool(
             limits.tokens_per_minute or limits.monthly_units or address.tokens_per_minute or address.monthly_units
         )
+
+    def _assumed_tokens(self, model: str) -> int:
+        """Return what an answer is taken to have at most where its request does not say so."""
+        options = self.options
+        return max(options.output_tokens, options.reasoning_tokens if thinks_unseen(model) else 0)
 
     def _check_model(self, limits: Limits, model: str) -> None:
         if model and limits.allows_model(model):

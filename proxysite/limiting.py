@@ -104,6 +104,7 @@ def make_limiter(metering: Metering, prices: Prices) -> Limiter:
             refuses_when_away=settings.ON_LIMITS_UNAVAILABLE == "refuse",
             cuts=settings.CUT_AT_SPEND_LIMIT,
             output_tokens=settings.RESERVE_OUTPUT_TOKENS,
+            reasoning_tokens=settings.RESERVE_REASONING_TOKENS,
             reference_tokens=settings.RESERVE_REFERENCE_TOKENS,
             always_registered=frozenset(sandbox),
         ),

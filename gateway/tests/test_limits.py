@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import ProxyTrust
-from gateway.demand import demand_of, model_fields
+from gateway.demand import demand_of, model_fields, thinks_unseen
 from gateway.endpoints import endpoint_of
 from gateway.errors import ModelNotAllowedError
 from gateway.limit_memory import MemoryStore
@@ -183,6 +183,18 @@ def test_what_is_attached_counts_as_a_reference_and_not_by_its_bytes() -> None:
     long = short.replace(b";base64,", b";base64," + b"A" * 100_000)
     assert demand(short)[0] == demand(long)[0]
     assert demand(short)[0] > 2 * 50 - 1
+
+
+@pytest.mark.parametrize(
+    "model", ["o1", "o4-mini", "gpt-5-mini", "GPT-5.1", "openai/gpt-5", "ft:o4-mini:us::x", "grok-4"]
+)
+def test_models_that_think_unseen_are_known(model: str) -> None:
+    assert thinks_unseen(model)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-4.1-mini", "omni-moderation", "grok-4-fast-non-reasoning", "m", ""])
+def test_others_show_all_that_they_write(model: str) -> None:
+    assert not thinks_unseen(model)
 
 
 def image_demand(form: bytes, body_bytes: int) -> int:

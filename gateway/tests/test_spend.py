@@ -67,7 +67,9 @@ def upstream() -> Iterator[FakeUpstream]:
 
 DRY = "sk-dry-0000000000001"
 DRAWS = "sk-draws-00000000001"
+THINKS = "sk-thinks-0000000001"
 DECIDED: dict[str, dict[str, Any]] = {
+    THINKS: {"monthly_usd": "0.0400000"},
     DRAWS: {"monthly_usd": "15"},
     DRY: {"monthly_usd": "0.0000001"},
     CHAT_KEY: {"monthly_usd": "0.0000790"},
@@ -191,3 +193,25 @@ def test_an_image_is_edited_whatever_its_file_weighs(proxy: LiveProxy, upstream:
     body = {"model": "gpt-image-1", "prompt": "x"}
     images = [{"image_url": "data:image/png;base64," + "A" * 1_600_000}]
     assert proxy.post("/v1/images/edits", json=body | {"images": images}, headers=bearer(DRAWS)).status_code == 200
+
+
+async def think(exchange: Exchange) -> None:
+    """Say a word after 60,000 tokens of thought that nobody sees, as far as the request allows them."""
+    request = json.loads(await exchange.read_body())
+    thought = min(request.get("max_completion_tokens", 60_000), 60_000)
+    await exchange.start_stream()
+    await exchange.events({"choices": [{"index": 0, "delta": {"content": "hi"}}]}, done=False)
+    usage = {"prompt_tokens": 10, "completion_tokens": thought, "total_tokens": thought}
+    await exchange.events({"model": "gpt-5-mini", "choices": [], "usage": usage})
+    await exchange.end_stream()
+
+
+def test_thoughts_that_no_stream_shows_do_not_overshoot(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = think
+    body = {"model": "gpt-5-mini", "stream": True, "messages": []}  # 2 USD per million tokens
+    refused = proxy.post("/v1/chat/completions", json=body, headers=bearer(THINKS))
+    assert refused.status_code == 429
+    received = streamed(proxy, "/v1/chat/completions", THINKS, body | {"max_completion_tokens": 19_000})
+    assert received.endswith(b"data: [DONE]\n\n")
+    wait_until(lambda: spent_by(proxy, THINKS) > Decimal("0.038"))
+    assert spent_by(proxy, THINKS) <= Decimal("0.04")
