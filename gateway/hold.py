@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from billing.events import Usage, UsageEvent
 from gateway.demand import Demand
-from gateway.errors import SpendLimitedError
+from gateway.errors import GatewayError, LimitsUnavailableError, SpendLimitedError
 from gateway.limit_redis import LimitsAwayError
 from gateway.limits import Ask
 from gateway.written import tokens_in_events
@@ -25,6 +25,8 @@ logger = logging.getLogger("gateway.limits")
 _EXTENSION_PART = 4
 # An upstream that sends this much at once may fill the transport's buffers meanwhile, whose content is the next piece:
 # what waits (`gateway.answer.WAITING_BYTES`) and one more read.
+# A store that is away is asked again for as long as its breaker takes to see that it is back.
+_PATIENCE_S, _RETRY_S = 5.0, 0.25
 _BURST_BYTES, _MOST_READ_BYTES = 4 << 10, 320 << 10
 
 
@@ -46,6 +48,7 @@ class Hold:
         "_seen_tokens",
         "_service_tier",
         "_tokens_paid",
+        "cut_for",
         "request_id",
         "watches",
     )
@@ -66,6 +69,7 @@ class Hold:
     ) -> None:
         self.request_id = request_id
         self.watches = watches
+        self.cut_for: GatewayError = SpendLimitedError("This API key's spend limit is reached; the session ends here.")
         self._limiter = limiter
         self._asks = asks
         self._month = month
@@ -87,7 +91,10 @@ class Hold:
         return self._seen_tokens + self._largest_tokens > self._tokens_paid
 
     async def extend(self) -> None:
-        """Reserve for what was written, the next piece, and some more. Raises SpendLimitedError if it is not there."""
+        """Reserve for what was written, the next piece, and some more.
+
+        Raises SpendLimitedError if it is not there; LimitsUnavailableError if nobody can tell, and that must not be.
+        """
         limiter = self._limiter
         missing = self._seen_tokens + self._largest_tokens - self._tokens_paid
         tokens = missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1)
@@ -112,21 +119,43 @@ class Hold:
         return any(ask.limits.monthly_units for ask in self._asks)
 
     async def release_units(self, units: int) -> None:
-        """Give back so much of what is reserved."""
-        await self.reserve_units(-min(units, self._reserved_units))
+        """Give back so much of what is reserved; nobody waits for a store that is away."""
+        units = min(units, self._reserved_units)
+        with contextlib.suppress(LimitsAwayError):
+            await self._limiter.store.extend(
+                self.request_id, self._asks, units=-units, month=self._month, now=time.monotonic()
+            )
+            self._reserved_units -= units
 
     async def reserve_units(self, units: int) -> bool:
-        """Reserve so much more; return whether it was there."""
-        limiter = self._limiter
-        try:
-            is_there = await limiter.store.extend(
-                self.request_id, self._asks, units=units, month=self._month, now=time.monotonic()
-            )
-        except LimitsAwayError:
-            return not limiter.options.refuses_when_away
+        """Reserve so much more; return whether it was there.
+
+        Raises LimitsUnavailableError if nobody can tell, and that must not be.
+        """
+        is_there = await self._extended(self._asks, units)
         if is_there:
             self._reserved_units += units
-        return is_there
+        return is_there is not False
+
+    async def _extended(self, asks: Sequence[Ask], units: int) -> bool | None:
+        """Return whether so much more was there; None where nobody can tell and that does not matter.
+
+        Raises LimitsUnavailableError where it does.
+        """
+        limiter = self._limiter
+        give_up_at = time.monotonic() + _PATIENCE_S
+        while True:
+            now = time.monotonic()
+            try:
+                return await limiter.store.extend(self.request_id, asks, units=units, month=self._month, now=now)
+            except LimitsAwayError:
+                if not limiter.options.refuses_when_away:
+                    return None
+                if now >= give_up_at:
+                    self.watches = False
+                    limiter.tally.refused("key", "limits_away")
+                    raise LimitsUnavailableError("Limits cannot be checked now; the answer ends here.") from None
+            await asyncio.sleep(_RETRY_S)
 
     def settle(self, event: UsageEvent) -> None:
         """Count what the request has used, once; never raises."""
@@ -169,14 +198,15 @@ class Hold:
         return cost or 0
 
     async def may_go_on(self) -> bool:
-        """Return whether a session has money left, behind `settle_part`."""
+        """Return whether a session has money left, behind `settle_part`; if not, `cut_for` says why it ends."""
         paid = [ask for ask in self._asks if ask.limits.monthly_units]
         if not (paid and self._limiter.options.cuts):
             return True
-        with contextlib.suppress(LimitsAwayError):
-            store = self._limiter.store
-            return await store.extend(self.request_id, paid, units=0, month=self._month, now=time.monotonic())
-        return not self._limiter.options.refuses_when_away
+        try:
+            return await self._extended(paid, 0) is not False
+        except LimitsUnavailableError as error:
+            self.cut_for = error
+            return False
 
 
 def _tokens_of(usage: Usage) -> int:

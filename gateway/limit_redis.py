@@ -72,7 +72,7 @@ class RedisStore:
             limits = ask.limits
             arguments += (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_streams)
             arguments += (limits.monthly_units, ask.tokens, ask.units, ask.spent_units)
-        held = _Held(asks, asks[0].units if asks else 0)
+        held = _Held(asks, max((ask.units for ask in asks), default=0))
         try:
             answer = await self._run(ADMIT, self._keys(asks), arguments)
         except asyncio.CancelledError:
@@ -94,11 +94,15 @@ class RedisStore:
         Below 0 it is given back.
         """
         paid = [ask for ask in asks if ask.limits.monthly_units]
-        arguments: list[str | int] = [request_id, month, units, LEASE_SECONDS]
+        # One that passed while Redis was away has reserved nothing yet.
+        held = self._held.get(request_id) or _Held(asks, 0)
+        total = max(held.units + units, 0)
+        arguments: list[str | int] = [request_id, month, total, LEASE_SECONDS]
         arguments += [ask.limits.monthly_units for ask in paid]
-        is_there = bool(await self._run(EXTEND, self._keys(paid), arguments))
-        if is_there and request_id in self._held:
-            self._held[request_id].units += units
+        is_there = bool(await self._run(EXTEND, self._keys(paid), arguments)) or units < 0
+        if is_there:
+            held.units = total
+            self._held[request_id] = held
         return is_there
 
     def settle(

@@ -129,8 +129,8 @@ return {0}
 """,
 )
 
-# ARGV: request, month, units (below 0: to give back), lease, then for each its units a month. Answers 1, or 0 where
-# there is not so much.
+# ARGV: request, month, units that it is to have reserved in all, so that it does no harm to ask twice; lease, then for
+# each its units a month. Answers 1, or 0 where there is not so much; less than before is always there.
 EXTEND: Final = _script(
     _COMMON,
     """
@@ -139,14 +139,13 @@ local states = {}
 for k = 1, #KEYS, 3 do
   local s = load(KEYS[k], KEYS[k+1], month, 0)
   end_leases(s, KEYS[k+1], KEYS[k+2])
-  if units >= 0 and s.s + s.v + units > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
+  s.more = units - number(redis.call('HGET', KEYS[k+2], id))
+  if s.more >= 0 and s.s + s.v + s.more > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
   states[(k + 2) / 3] = s
 end
 for place, s in ipairs(states) do
   local k = (place - 1) * 3 + 1
-  -- No more is given back than is held: a lease may have ended meanwhile.
-  local more = math.max(units, -number(redis.call('HGET', KEYS[k+2], id)))
-  hold(s, KEYS[k+1], KEYS[k+2], id, more, lease)
+  hold(s, KEYS[k+1], KEYS[k+2], id, s.more, lease)
   save(KEYS[k], s)
 end
 return 1

@@ -21,7 +21,6 @@ from gateway.errors import (
     GatewayError,
     KeyBlockedError,
     OverloadedError,
-    SpendLimitedError,
     UnknownUrlError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
@@ -253,11 +252,11 @@ class _Conversation:
                     meter.settle("completed")
                     if meter.is_untold():
                         await meter.estimate("completed")
-                    if not await self._may_go_on(kind):
-                        await self._cut(message)
-                        return
-                elif self._guard is not None and not await self._guard.allows(kind, message):
-                    await self._cut(message)
+                    is_over = not await self._may_go_on(kind)
+                else:
+                    is_over = self._guard is not None and not await self._guard.allows(kind, message)
+                if is_over and meter.hold is not None:
+                    await self._cut(message, meter.hold.cut_for)
                     return
                 await send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
         except ConnectionClosed as exc:
@@ -271,9 +270,8 @@ class _Conversation:
             await self._guard.allows(kind, "")
         return self._meter.hold is None or await self._meter.hold.may_go_on()
 
-    async def _cut(self, message: str | bytes) -> None:
+    async def _cut(self, message: str | bytes, error: GatewayError) -> None:
         """Pass on what the session's last money was spent for, say so, and end it."""
-        error = SpendLimitedError("This API key's spend limit is reached; the session ends here.")
         self._outcome = "timeout"
         await self._send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
         await self._end_with(error)

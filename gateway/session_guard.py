@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from billing.events import Usage
 from gateway.demand import Demand, demand_of, tokens_in_events
 from gateway.endpoints import Endpoint, Meter
-from gateway.errors import BadRequestError, ModelNotAllowedError, SpendLimitedError
+from gateway.errors import BadRequestError, LimitsUnavailableError, ModelNotAllowedError, SpendLimitedError
 from gateway.usage import RESPONSE_ENDS, ClientMessage, RequestFacts, client_message
 
 if TYPE_CHECKING:
@@ -146,7 +146,12 @@ class SessionGuard:
         # Less will do, as long as it is enough for the next piece.
         for more in (missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1), missing):
             units = self._units_of(more)
-            if await hold.reserve_units(units):
+            try:
+                is_there = await hold.reserve_units(units)
+            except LimitsUnavailableError as error:
+                hold.cut_for = error
+                return False
+            if is_there:
                 self._extra_units += units
                 self._paid_tokens += more
                 return True
