@@ -1,21 +1,25 @@
 """Counts of limits in Redis: exact for all workers of all machines, one round trip a request, and never in the way.
 
 Whatever takes longer than the line's deadline counts as no answer. After a few of those in a row a breaker opens:
-nobody waits for Redis any more, until it answers again.
+nobody waits for Redis any more, until it takes what is written again.
+
+A Redis that has lost its memory is noticed by its epoch, which each script looks at. Before anything else is asked of
+it, it is told what this worker knows: what was spent by Redis's own last word, and what is in progress.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from gateway.limit_scripts import ADMIT, EXTEND, RENEW, SETTLE, Script
+from gateway.limit_scripts import ADMIT, BEGIN, EXTEND, RENEW, RESTORE, SETTLE, Script
+from gateway.limit_witness import Held, Witness, is_leased
 from gateway.limits import Ask, Reason, Refusal
 from gateway.redis_line import RedisAwayError, RedisLine
 
@@ -26,19 +30,22 @@ _RENEW_SECONDS = 15.0
 _FAILURES_TO_OPEN = 3
 _PROBE_SECONDS = 1.0
 _MOST_UNSENT = 10_000
-_RENEWED_AT_ONCE = 200
-
-Command = tuple[str | int, ...]
+# How long a request waits until a Redis that has lost its memory has been told.
+_RECOVERY_SECONDS = 1.0
+_LOST = -1
+_SCRIPTS = (ADMIT, EXTEND, SETTLE, RENEW, RESTORE, BEGIN)
 
 
 class LimitsAwayError(Exception):
     """The counts cannot be reached now."""
 
 
-@dataclass(slots=True)
-class _Held:
+class _Settlement(NamedTuple):
+    """What a request has used, as it is told: the words of `SETTLE` but for the epoch."""
+
     asks: Sequence[Ask]
-    units: int
+    month: str
+    words: tuple[str | int, ...]
 
 
 class RedisStore:
@@ -46,21 +53,24 @@ class RedisStore:
 
     def __init__(self, url: str, *, prefix: str, deadline_s: float = 0.05) -> None:
         # Loaded beforehand: a settlement that nobody knows the script of would come behind what was asked after it.
-        scripts = [("SCRIPT", "LOAD", script.text) for script in (ADMIT, EXTEND, SETTLE, RENEW)]
-        self._line = RedisLine(url, deadline_s=deadline_s, first=scripts)
+        self._loading = [("SCRIPT", "LOAD", script.text) for script in _SCRIPTS]
+        self._line = RedisLine(url, deadline_s=deadline_s, first=self._loading)
         self._prefix = f"{prefix}:limits"
+        self._epoch_key = f"{self._prefix}:epoch"
         self._failures = 0
         self._is_open = False
         self._numbers = itertools.count()
         self._nonce = secrets.token_hex(6)
-        self._held: dict[str, _Held] = {}
+        self._epoch = ""
+        self._witness = Witness()
+        self._recovery: asyncio.Task[bool] | None = None
         # What was used while nobody could be told.
-        self._unsent: deque[Command] = deque(maxlen=_MOST_UNSENT)
+        self._unsent: deque[_Settlement] = deque(maxlen=_MOST_UNSENT)
 
     @property
     def is_away(self) -> bool:
-        """Whether the breaker is open, or there is no connection."""
-        return self._is_open or not self._line.is_open
+        """Whether the breaker is open, or there is no connection to a Redis that takes what is written."""
+        return self._is_open or not self._line.is_open or not self._epoch
 
     async def admit(self, request_id: str, asks: Sequence[Ask], *, month: str, now: float) -> Refusal | None:
         """Take what a request asks for, all of it or nothing; a refusal says what is missing.
@@ -72,9 +82,9 @@ class RedisStore:
             limits = ask.limits
             arguments += (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_streams)
             arguments += (limits.monthly_units, ask.tokens, ask.units, ask.spent_units)
-        held = _Held(asks, max((ask.units for ask in asks), default=0))
+        held = Held(asks, max((ask.units for ask in asks), default=0))
         try:
-            answer = await self._run(ADMIT, self._keys(asks), arguments)
+            answer = await self._run(ADMIT, asks, arguments)
         except asyncio.CancelledError:
             # The client has left meanwhile; it may have been counted all the same.
             self._send_later(self._settlement(request_id, asks, tokens=0, units=0, month=month, is_end=True))
@@ -84,8 +94,9 @@ class RedisStore:
             wait_s = None if wait_ms < 0 else wait_ms / 1000
             told = cast(Reason, reason.decode())
             return Refusal(asks[place - 1].scope, told, limit, remaining, wait_s, reset_ms / 1000)
-        if any(_is_leased(ask) for ask in asks):
-            self._held[request_id] = held
+        if any(is_leased(ask) for ask in asks):
+            self._witness.held[request_id] = held
+            self._witness.hear(asks, answer[1:], month=month)
         return None
 
     async def extend(self, request_id: str, asks: Sequence[Ask], *, units: int, month: str, now: float) -> bool:
@@ -95,14 +106,15 @@ class RedisStore:
         """
         paid = [ask for ask in asks if ask.limits.monthly_units]
         # One that passed while Redis was away has reserved nothing yet.
-        held = self._held.get(request_id) or _Held(asks, 0)
+        held = self._witness.held.get(request_id) or Held(asks, 0)
         total = max(held.units + units, 0)
         arguments: list[str | int] = [request_id, month, total, LEASE_SECONDS]
         arguments += [ask.limits.monthly_units for ask in paid]
-        is_there = bool(await self._run(EXTEND, self._keys(paid), arguments)) or units < 0
+        (has_changed,) = await self._run(EXTEND, paid, arguments)
+        is_there = bool(has_changed) or units < 0
         if is_there:
             held.units = total
-            self._held[request_id] = held
+            self._witness.held[request_id] = held
         return is_there
 
     def settle(
@@ -122,8 +134,8 @@ class RedisStore:
         Waits for nothing; while Redis is away, it is told later.
         """
         if is_end:
-            self._held.pop(request_id, None)
-        if not any(_is_leased(ask) or ask.limits.tokens_per_minute for ask in asks):
+            self._witness.held.pop(request_id, None)
+        if not any(is_leased(ask) or ask.limits.tokens_per_minute for ask in asks):
             return  # requests per minute are counted when they come
         self._send(self._settlement(request_id, asks, tokens=tokens, units=units, month=month, is_end=is_end))
 
@@ -134,24 +146,28 @@ class RedisStore:
             renew_at = 0.0
             loop = asyncio.get_running_loop()
             while True:
-                await asyncio.sleep(_PROBE_SECONDS)
-                if self.is_away:
-                    await self._probe()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._line.opened.wait(), _PROBE_SECONDS)
+                if self._line.is_open and (self._line.opened.is_set() or self.is_away):
+                    self._line.opened.clear()
+                    await self._recover()
                 if self.is_away:
                     continue
-                while self._unsent and not self.is_away:
-                    self._send(self._unsent.popleft())
+                self._send_rest()
                 if loop.time() >= renew_at:
                     renew_at = loop.time() + _RENEW_SECONDS
-                    await self._renew()
+                    with contextlib.suppress(RedisAwayError):
+                        await self._renew()
         finally:
             line.cancel()
+            if self._recovery is not None:
+                self._recovery.cancel()
 
     async def wait_until_open(self, timeout_s: float) -> None:
-        """Wait for the first connection, but not longer."""
+        """Wait until counts are there for the first time, but not longer."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while not self._line.is_open and loop.time() < deadline:  # noqa: ASYNC110 - once in a process's life
+        while self.is_away and loop.time() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.01)
 
     # What is said
@@ -161,102 +177,126 @@ class RedisStore:
 
     def _settlement(
         self, request_id: str, asks: Sequence[Ask], *, tokens: int, units: int, month: str, is_end: bool
-    ) -> Command:
+    ) -> _Settlement:
         keys = [f"{self._prefix}:done:{self._nonce}{next(self._numbers):x}", *self._keys(asks)]
         arguments: list[str | int] = [request_id, month, units, int(is_end)]
         for ask in asks:
             more = tokens - (ask.tokens if is_end else 0)
             arguments += (ask.limits.tokens_per_minute, more, int(bool(ask.limits.monthly_units)))
-        return (SETTLE.sha, len(keys), *keys, *arguments)
+        return _Settlement(asks, month, (len(keys) + 1, *keys, self._epoch_key, *arguments))
 
-    async def _run(self, script: Script, keys: list[str], arguments: Sequence[str | int]) -> Any:
-        if self._is_open:
-            raise LimitsAwayError
+    async def _run(self, script: Script, asks: Sequence[Ask], arguments: Sequence[str | int]) -> Any:
+        """Return the answer of a script that looks at the epoch. Raises LimitsAwayError."""
+        keys = [*self._keys(asks), self._epoch_key]
+        for _ in range(2):
+            if self._is_open:
+                break
+            try:
+                answer = await self._call(script, keys, [*arguments, self._epoch])
+            except RedisAwayError as exc:
+                raise LimitsAwayError from exc
+            if answer[0] != _LOST:
+                self._failures = 0
+                return answer
+            if not await self._recovered():
+                break
+        raise LimitsAwayError
+
+    async def _call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
         try:
             try:
-                answer = await self._line.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                return await self._line.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
             except RedisAwayError as exc:
                 if str(exc) != "NOSCRIPT":
                     raise
-                answer = await self._line.call("EVAL", script.text, len(keys), *keys, *arguments)
+                return await self._line.call("EVAL", script.text, len(keys), *keys, *arguments)
         except RedisAwayError as exc:
             self._note_failure(exc)
-            raise LimitsAwayError from exc
-        self._failures = 0
-        return answer
+            raise
 
-    def _send(self, command: Command) -> None:
+    def _send(self, settlement: _Settlement, *, is_text: bool = False) -> None:
         """Send a settlement, and keep it for later if nobody takes it: told twice, it counts once."""
         if self._is_open:
-            self._send_later(command)
+            self._send_later(settlement)
             return
+        script = ("EVAL", SETTLE.text) if is_text else ("EVALSHA", SETTLE.sha)
         try:
-            answer = self._line.call("EVALSHA", *command)
+            answer = self._line.call(*script, *settlement.words, self._epoch)
         except RedisAwayError as exc:
             self._note_failure(exc)
-            self._send_later(command)
+            self._send_later(settlement)
             return
-        answer.add_done_callback(lambda done: self._look_at(done, command))
+        answer.add_done_callback(lambda done: self._look_at(done, settlement))
 
-    def _look_at(self, answer: asyncio.Future[Any], command: Command) -> None:
-        if answer.cancelled() or answer.exception() is None:
+    def _look_at(self, answer: asyncio.Future[Any], settlement: _Settlement) -> None:
+        if answer.cancelled():
             return
         exc = answer.exception()
-        if str(exc) == "NOSCRIPT":
-            self._send_text(command)
-            return
-        self._note_failure(exc)
-        self._send_later(command)
+        if exc is None:
+            found = answer.result()
+            if found[0] == _LOST:
+                self._send_later(settlement)
+                self._recover()
+            else:
+                self._witness.hear(settlement.asks, found[1:], month=settlement.month)
+        elif str(exc) == "NOSCRIPT":
+            self._send(settlement, is_text=True)
+        else:
+            self._note_failure(exc)
+            self._send_later(settlement)
 
-    def _send_text(self, command: Command) -> None:
-        try:
-            answer = self._line.call("EVAL", SETTLE.text, *command[1:])
-        except RedisAwayError:
-            self._send_later(command)
-            return
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    def _send_rest(self) -> None:
+        for _ in range(len(self._unsent)):
+            self._send(self._unsent.popleft())
 
-    def _send_later(self, command: Command) -> None:
-        self._unsent.append(command)
+    def _send_later(self, settlement: _Settlement) -> None:
+        self._unsent.append(settlement)
 
     def _note_failure(self, exc: BaseException | None) -> None:
         self._failures += 1
         if self._failures >= _FAILURES_TO_OPEN and not self._is_open:
             self._is_open = True
-            logger.error("limits are not counted: Redis does not answer (%s)", exc)
+            logger.error("limits are not counted: Redis does not take them (%s)", exc)
 
-    async def _probe(self) -> None:
+    # A Redis that is new, or has lost its memory, or took nothing for a while
+
+    async def _recovered(self) -> bool:
+        done, _ = await asyncio.wait({self._recover()}, timeout=_RECOVERY_SECONDS)
+        return bool(done) and done.pop().result()
+
+    def _recover(self) -> asyncio.Task[bool]:
+        """Return what becomes True when Redis knows what this worker knows; of several callers all get the same."""
+        if self._recovery is None or self._recovery.done():
+            self._recovery = asyncio.create_task(self._tell_all())
+        return self._recovery
+
+    async def _tell_all(self) -> bool:
         try:
-            await self._line.call("PING")
+            # First: a memory that is lost again meanwhile has another epoch.
+            answer = await self._call(BEGIN, [self._epoch_key, f"{self._prefix}:probe"], [secrets.token_hex(8)])
+            epoch = answer.decode()
+            is_lost = self._epoch not in ("", epoch)
+            if is_lost:  # and perhaps the scripts with it
+                for command in self._loading:
+                    await self._line.call(*command)
+            for part in self._witness.spent():
+                keys = [f"{self._prefix}:{name}{end}" for name, _, _ in part for end in ("", ":live")]
+                await self._call(RESTORE, keys, [word for _, month, units in part for word in (month, units)])
+            await self._renew()
         except RedisAwayError:
-            return
+            return False
         if self._is_open:
             logger.warning("limits are counted again")
+        if is_lost:
+            logger.warning("Redis had lost what limits have counted; it was told what this worker knows")
+        self._epoch = epoch
         self._is_open = False
         self._failures = 0
+        self._send_rest()
+        return True
 
     async def _renew(self) -> None:
-        """Begin anew the leases of what is in progress, a few at a time."""
-        by_ask: defaultdict[str, list[tuple[Ask, str, int]]] = defaultdict(list)
-        for request_id, held in self._held.items():
-            for ask in held.asks:
-                if _is_leased(ask):
-                    units = held.units if ask.limits.monthly_units else 0
-                    by_ask[ask.name].append((ask, request_id, units))
-        for found in by_ask.values():
-            for start in range(0, len(found), _RENEWED_AT_ONCE):
-                # What has ended meanwhile must not come back.
-                part = [entry for entry in found[start : start + _RENEWED_AT_ONCE] if entry[1] in self._held]
-                if not part:
-                    continue
-                arguments: list[str | int] = [LEASE_SECONDS]
-                for _, request_id, units in part:
-                    arguments += (request_id, units)
-                try:
-                    await self._run(RENEW, self._keys([part[0][0]]), arguments)
-                except LimitsAwayError:
-                    return
-
-
-def _is_leased(ask: Ask) -> bool:
-    return bool(ask.limits.concurrent_streams or ask.limits.monthly_units)
+        """Begin anew the leases of what is in progress. Raises RedisAwayError."""
+        for ask, requests in self._witness.leases():
+            words = [word for request in requests for word in request]
+            await self._call(RENEW, self._keys([ask]), [LEASE_SECONDS, *words])

@@ -4,6 +4,10 @@ Of each key or address there are three keys: a hash (`r`, `t` the times at which
 again; `m` the month, `s` spent and `v` reserved units; `c` when this was written), a sorted set of requests in progress
 by the time at which their lease ends, and a hash of what each has reserved. All times are Redis's own: where its clock
 was set back, what was written before is set back with it.
+
+Behind those of a script's own, the last key is the epoch of all counts, and the last argument the epoch that the worker
+knows: where they differ, the counts may be lost, the script does nothing and answers {-1}, and the worker tells what it
+knows (`BEGIN`, `RESTORE`, `RENEW`) before it asks again.
 """
 
 from __future__ import annotations
@@ -66,15 +70,18 @@ local function hold(s, live, held, id, units, lease)
 end
 """
 
+_KNOWN: Final = "if redis.call('GET', KEYS[#KEYS]) ~= ARGV[#ARGV] then return {-1} end"
+
 # KEYS: three for each; ARGV: request, month, lease in s, then for each: per minute requests and tokens, streams at
 # once, units a month, tokens and units asked for, units spent by the ledger's word.
-# Answers {0}, or {place, reason, limit, remaining, ms to wait or -1, ms until all is there}.
+# Answers {0, units spent of each}, or {place, reason, limit, remaining, ms to wait or -1, ms until all is there}.
 ADMIT: Final = _script(
+    _KNOWN,
     _COMMON,
     """
 local id, month, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local states = {}
-for k = 1, #KEYS, 3 do
+local states, answer = {}, {0}
+for k = 1, #KEYS - 1, 3 do
   local at = 4 + (k - 1) / 3 * 7
   local place = (k + 2) / 3
   local rpm, tpm, streams, monthly = number(ARGV[at]), number(ARGV[at+1]), number(ARGV[at+2]), number(ARGV[at+3])
@@ -124,23 +131,25 @@ for place, s in ipairs(states) do
   s.t = s.next_t or s.t
   if s.leased then hold(s, KEYS[k+1], KEYS[k+2], id, s.units, lease) end
   save(KEYS[k], s)
+  answer[place + 1] = s.s
 end
-return {0}
+return answer
 """,
 )
 
 # ARGV: request, month, units that it is to have reserved in all, so that it does no harm to ask twice; lease, then for
-# each its units a month. Answers 1, or 0 where there is not so much; less than before is always there.
+# each its units a month. Answers {1}, or {0} where there is not so much; less than before is always there.
 EXTEND: Final = _script(
+    _KNOWN,
     _COMMON,
     """
 local id, month, units, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local states = {}
-for k = 1, #KEYS, 3 do
+for k = 1, #KEYS - 1, 3 do
   local s = load(KEYS[k], KEYS[k+1], month, 0)
   end_leases(s, KEYS[k+1], KEYS[k+2])
   s.more = units - number(redis.call('HGET', KEYS[k+2], id))
-  if s.more >= 0 and s.s + s.v + s.more > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return 0 end
+  if s.more >= 0 and s.s + s.v + s.more > number(ARGV[4 + (k + 2) / 3]) then save(KEYS[k], s); return {0} end
   states[(k + 2) / 3] = s
 end
 for place, s in ipairs(states) do
@@ -148,18 +157,21 @@ for place, s in ipairs(states) do
   hold(s, KEYS[k+1], KEYS[k+2], id, s.more, lease)
   save(KEYS[k], s)
 end
-return 1
+return {1}
 """,
 )
 
 # KEYS: one that says that this was done, then three for each. ARGV: request, month, units used, 1 at the end, then for
-# each: tokens per minute, tokens to take (or, below 0, to give back), 1 where money is counted.
+# each: tokens per minute, tokens to take (or, below 0, to give back), 1 where money is counted. Answers {1, units spent
+# of each}, or {0} where it was done before.
 SETTLE: Final = _script(
+    _KNOWN,
     _COMMON,
     """
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', 900) then return 0 end
+local answer = {1}
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', 900) then return {0} end
 local id, month, units, is_end = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
-for k = 2, #KEYS, 3 do
+for k = 2, #KEYS - 1, 3 do
   local at = 5 + (k - 2) / 3 * 3
   local tpm, tokens, counts_money = number(ARGV[at]), number(ARGV[at+1]), ARGV[at+2] == '1'
   local s = load(KEYS[k], KEYS[k+1], month, 0)
@@ -174,8 +186,9 @@ for k = 2, #KEYS, 3 do
     s.t = s.t + tokens * 60 / tpm
   end
   save(KEYS[k], s)
+  answer[#answer + 1] = s.s
 end
-return 1
+return answer
 """,
 )
 
@@ -185,6 +198,7 @@ RENEW: Final = _script(
     """
 local lease = tonumber(ARGV[1])
 local s = load(KEYS[1], KEYS[2], '', 0)
+end_leases(s, KEYS[2], KEYS[3])
 for at = 2, #ARGV, 2 do
   local id, units = ARGV[at], number(ARGV[at+1])
   if redis.call('ZSCORE', KEYS[2], id) then units = 0 end
@@ -192,5 +206,25 @@ for at = 2, #ARGV, 2 do
 end
 save(KEYS[1], s)
 return 1
+""",
+)
+
+# KEYS: hash and requests in progress of each. ARGV: month and units that were spent in it, of each, at least.
+RESTORE: Final = _script(
+    _COMMON,
+    """
+for k = 1, #KEYS, 2 do
+  save(KEYS[k], load(KEYS[k], KEYS[k+1], ARGV[k], number(ARGV[k+1])))
+end
+return 1
+""",
+)
+
+# KEYS: the epoch, and one to write to: a Redis that only answers counts nothing. ARGV: the epoch where there is none.
+BEGIN: Final = _script(
+    """
+redis.call('SET', KEYS[2], '1', 'EX', 60)
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
 """,
 )

@@ -41,6 +41,8 @@ class RedisLine:
         self.deadline_s = deadline_s
         self._silence_s = silence_s
         self._protocol: _Protocol | None = None
+        # Set at each new connection; whoever looks at it clears it.
+        self.opened = asyncio.Event()
 
     @property
     def is_open(self) -> bool:
@@ -69,6 +71,7 @@ class RedisLine:
         async with asyncio.timeout(_CONNECT_SECONDS):
             protocol = await self._connected()
         self._protocol = protocol
+        self.opened.set()
         try:
             await protocol.closed
         finally:

@@ -16,11 +16,11 @@ from gateway.tests.live import PATIENCE_S, free_port
 
 
 @contextlib.contextmanager
-def running_redis(directory: Path) -> Iterator[str]:
-    """Start one and return its address; without redis-server the test is skipped."""
+def running_redis(directory: Path, port: int = 0) -> Iterator[str]:
+    """Start one and return its address; it keeps nothing. Without redis-server the test is skipped."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
-    port = free_port()
+    port = port or free_port()
     command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
