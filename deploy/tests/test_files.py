@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from deploy import env_example
 from deploy.compose import ComposeError, in_order, read_compose, seconds
 from deploy.topology import COMPOSE_FILE, ROOT
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import LiveProxy, free_port
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 MANIFESTS = [
@@ -95,6 +100,31 @@ def test_ours_run_without_root_and_write_nowhere_but_where_they_may() -> None:
         if name != "postgres":  # whose entry point hands its volume over to its user, and then becomes him
             assert not service["user"].startswith(("0", "root")), name
             assert service["cap_drop"] == ["ALL"], name
+
+
+def test_what_limits_have_counted_survives_redis(tmp_path: Path) -> None:
+    service = yaml.safe_load(COMPOSE_FILE.read_text())["services"]["redis"]
+    assert service["volumes"] == ["redis:/data"]
+    port = free_port()
+    command = [*service["command"], "--port", str(port), "--dir", str(tmp_path)]
+    if shutil.which(command[0]) is None:
+        pytest.skip("redis-server is not installed")
+    with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 600), decode_responses=True) as client:
+        with killed_at_end(command):
+            client.hset("counts", "s", 7)
+            client.expire("counts", 3_000_000)
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        with killed_at_end(command):
+            assert client.hget("counts", "s") == "7"
+
+
+@contextlib.contextmanager
+def killed_at_end(command: list[str]) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            yield
+        finally:
+            server.kill()
 
 
 def test_containers_are_given_longer_than_the_processes_take_to_stop() -> None:
