@@ -119,11 +119,6 @@ def is_known_key(fingerprint: str) -> bool:
     return ApiKey.objects.filter(fingerprint=fingerprint).exists()
 
 
-def is_blocked_key(fingerprint: str) -> bool | None:
-    """Return whether the operator has blocked a key; None for one that was never accepted."""
-    return ApiKey.objects.filter(fingerprint=fingerprint).values_list("blocked", flat=True).first()
-
-
 def usage_rows(fingerprint: str, start: dt.date, end: dt.date) -> Iterator[UsageRow]:
     """Yield the key's use of the days from `start` to `end`, both inclusive, oldest first; memory stays flat."""
     days = _days_of(fingerprint, start, end).order_by("day", "model", "endpoint")

@@ -20,6 +20,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from billing import keys, rate, selectors
+from billing.access import access_of
 from billing.selectors import Balance, DailyCost, UsageRow
 from billing.transactions import release_connection
 from billing.upstream_balance import UpstreamBalanceError, fetch_balance
@@ -34,6 +35,7 @@ MISSING_KEY = Message(
 UNKNOWN_KEY = Message("该密钥没有使用记录", "This API key has never been used here.")
 REFUSED_KEY = Message("上游不接受该密钥", "The upstream does not accept this API key.")
 TOO_MANY_REQUESTS = Message("请求过于频繁，请稍后再试", "Too many requests from this address; try again later.")
+WRONG_NETWORK = Message("不允许从您的网络地址使用该密钥", "This API key may not be used from your network address.")
 NO_UPSTREAM_BALANCE = Message("上游没有返回余额", "The upstream does not report a balance")
 NO_LEDGER = Message("账务数据暂时不可用，请稍后再试", "The ledger cannot be read at the moment; try again later.")
 METHOD_NOT_ALLOWED = Message("只支持 GET 请求", "Only GET is answered here.")
@@ -102,14 +104,14 @@ def _preflight(request: HttpRequest) -> HttpResponse:
 
 
 async def _limit_rate(request: HttpRequest) -> None:
-    retry_after_s = await sync_to_async(rate.retry_after_s)(request.META.get("REMOTE_ADDR") or "")
+    retry_after_s = await sync_to_async(rate.retry_after_s)(_address_of(request))
     if retry_after_s is not None:
         raise ProError(429, TOO_MANY_REQUESTS, retry_after_s=retry_after_s)
 
 
 def _openai_error(error: ProError) -> HttpResponse:
     """Return OpenAI's error envelope: apps show its `error.message`."""
-    codes = {401: "invalid_api_key", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
+    codes = {401: "invalid_api_key", 403: "address_not_allowed", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
     kind = {429: "rate_limit_error", 503: "server_error"}.get(error.status, "invalid_request_error")
     fields = {"message": error.message.en, "type": kind, "param": None, "code": codes.get(error.status)}
     response = _json({"error": fields}, status=error.status)
@@ -136,8 +138,17 @@ def _take_query_key(request: HttpRequest) -> str:
     return api_key
 
 
-def _fingerprint(api_key: str) -> str:
-    return keys.fingerprint(api_key.encode("utf-8", "surrogateescape"), pepper=settings.KEY_PEPPER.encode())
+def _address_of(request: HttpRequest) -> str:
+    return request.META.get("REMOTE_ADDR") or ""
+
+
+async def _checked_fingerprint(request: HttpRequest, api_key: str) -> str:
+    """Return a key's fingerprint. Raises ProError 403 where the key may not be used from the client's address."""
+    fingerprint = keys.fingerprint(api_key.encode("utf-8", "surrogateescape"), pepper=settings.KEY_PEPPER.encode())
+    access = await sync_to_async(access_of)(fingerprint)
+    if not access.allows(_address_of(request)):
+        raise ProError(403, WRONG_NETWORK)
+    return fingerprint
 
 
 # /pro
@@ -149,15 +160,16 @@ async def pro_balance(request: HttpRequest) -> HttpResponse:
     api_key = _take_query_key(request) or _bearer_key(request)
     if not api_key:
         raise ProError(400, MISSING_KEY)
-    balance = (await _balance(api_key)).in_cents()
+    fingerprint = await _checked_fingerprint(request, api_key)
+    balance = (await _balance(api_key, fingerprint)).in_cents()
     return success({"total": balance.total, "balance": balance.balance, "used": balance.used})
 
 
-async def _balance(api_key: str) -> Balance:
+async def _balance(api_key: str, fingerprint: str) -> Balance:
     now = timezone.now()
     if settings.BALANCE_SOURCE == "upstream":
         return await _balance_at_upstream(api_key, now)
-    balance = await sync_to_async(selectors.balance_for_key)(_fingerprint(api_key), now)
+    balance = await sync_to_async(selectors.balance_for_key)(fingerprint, now)
     if balance is None:
         raise ProError(404, UNKNOWN_KEY)
     return balance
@@ -180,7 +192,7 @@ async def pro_usage(request: HttpRequest) -> HttpResponseBase:
     if not api_key:
         raise ProError(400, MISSING_KEY)
     start, end = _dates(request)
-    fingerprint = _fingerprint(api_key)
+    fingerprint = await _checked_fingerprint(request, api_key)
     if request.GET.get("format") == "csv":
         if not await sync_to_async(selectors.is_known_key)(fingerprint):
             raise ProError(404, UNKNOWN_KEY)
@@ -261,7 +273,7 @@ def _cell(value: object) -> object:
 @_answers(_openai_error)
 async def subscription(request: HttpRequest) -> HttpResponse:
     """What the key was granted, as OpenAI's `billing_subscription`."""
-    fingerprint = _required_fingerprint(request)
+    fingerprint = await _required_fingerprint(request)
     balance, grants = await sync_to_async(_balance_and_grants)(fingerprint)
     if balance is None:
         raise ProError(401, _INCORRECT_KEY)
@@ -289,7 +301,7 @@ async def usage(request: HttpRequest) -> HttpResponse:
     Dates that are missing or make no sense mean the last USAGE_WINDOW_DAYS. The end is inclusive: of the apps that
     send one, some mean tomorrow and some the last day of the month, and neither may lose today.
     """
-    fingerprint = _required_fingerprint(request)
+    fingerprint = await _required_fingerprint(request)
     now = timezone.now()
     start = _tolerant_date(request.GET.get("start_date")) or selectors.window_start(now)
     end = _tolerant_date(request.GET.get("end_date")) or now.date() + dt.timedelta(days=1)
@@ -303,7 +315,7 @@ async def usage(request: HttpRequest) -> HttpResponse:
 @_answers(_openai_error)
 async def credit_grants(request: HttpRequest) -> HttpResponse:
     """What the key was granted, used and has left, as OpenAI's `credit_summary`."""
-    fingerprint = _required_fingerprint(request)
+    fingerprint = await _required_fingerprint(request)
     balance, grants = await sync_to_async(_balance_and_grants)(fingerprint)
     if balance is None:
         raise ProError(401, _INCORRECT_KEY)
@@ -325,11 +337,11 @@ _NO_KEY = Message(
 _INCORRECT_KEY = Message("密钥不正确", "Incorrect API key provided: it has never been used here.")
 
 
-def _required_fingerprint(request: HttpRequest) -> str:
+async def _required_fingerprint(request: HttpRequest) -> str:
     api_key = _bearer_key(request)
     if not api_key:
         raise ProError(401, _NO_KEY)
-    return _fingerprint(api_key)
+    return await _checked_fingerprint(request, api_key)
 
 
 def _balance_and_grants(fingerprint: str) -> tuple[Balance | None, list[Any]]:

@@ -121,7 +121,10 @@ def _answer(name: str, data: serializers.BaseSerializer[Any], example: Any) -> O
 
 _FAILURES: Mapping[int, Any] = {
     400: text("参数有误，或缺少密钥", "A parameter is wrong, or the key is missing."),
-    403: text(*wording.GATEWAY["key_blocked"]),
+    403: text(
+        "该密钥已被管理员禁用，或不允许从您的网络地址使用",
+        "This API key has been blocked here, or may not be used from your network address.",
+    ),
     404: text(*wording.NOT_FOUND),
     405: text("不支持的请求方法", "Another method."),
     409: text(*wording.SESSION_BUSY),

@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from billing import keys, rate
-from billing.selectors import is_blocked_key
+from billing.access import access_of
 from billing.views import TOO_MANY_REQUESTS
 from gateway import headers as wire
 from proxysite.envelope import ProError, failure, success
@@ -53,10 +53,12 @@ class SessionsView(APIView):
         if request.method not in self.allowed_methods:
             raise ProError(405, wording.methods(", ".join(self.allowed_methods)))
         self.caller = _caller_of(request)
-        is_blocked = is_blocked_key(self.caller.fingerprint)
-        if is_blocked:
+        access = access_of(self.caller.fingerprint)
+        if access.is_blocked:
             raise ProError(403, wording.GATEWAY["key_blocked"])
-        self.is_used_key = is_blocked is not None
+        if not access.allows(_address_of(request)):
+            raise ProError(403, wording.GATEWAY["address_not_allowed"])
+        self.is_used_key = access.is_used
         if not self.is_used_key:  # it may be a guess
             _limit_rate(request)
 
@@ -185,9 +187,13 @@ def _is_sandbox_key(caller: Caller) -> bool:
 
 
 def _limit_rate(request: Request) -> None:
-    retry_after_s = rate.retry_after_s(request.META.get("REMOTE_ADDR") or "")
+    retry_after_s = rate.retry_after_s(_address_of(request))
     if retry_after_s is not None:
         raise ProError(429, TOO_MANY_REQUESTS, retry_after_s=retry_after_s)
+
+
+def _address_of(request: Request) -> str:
+    return request.META.get("REMOTE_ADDR") or ""
 
 
 def _raw_headers(request: Request) -> wire.RawHeaders:

@@ -9,6 +9,7 @@ import secrets
 import ssl
 import uuid
 from decimal import Decimal
+from ipaddress import ip_network
 from typing import Any
 
 import httpx2 as httpx
@@ -120,7 +121,7 @@ def test_a_known_and_an_unknown_key_cost_the_same_queries(client: Client, key: A
             with CaptureQueriesContext(connection) as queries:
                 client.get(route, headers={"Authorization": f"Bearer {api_key}"})
             counts.append(len(queries))
-        assert counts[0] == counts[1] <= 4, route
+        assert counts[0] == counts[1] <= 5, route
 
 
 def test_the_key_is_taken_out_of_the_request(rf: Any) -> None:
@@ -524,3 +525,33 @@ def test_neighbours_of_the_dashboard_still_go_to_the_upstream(own_proxy: LivePro
         for target in targets:
             assert client.get(target).json()["target"] == target
         assert client.options("/v1/dashboard/billing/usage", headers={"Origin": "https://a.example"}).status_code == 204
+
+
+# Networks
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_key_is_told_of_from_its_networks_only(client: Client, key: ApiKey, route: str) -> None:
+    key.allowed_networks = "192.0.2.0/24\n2001:db8::/32"
+    key.save()
+    for address in ("192.0.2.9", "::ffff:192.0.2.9", "2001:db8::1"):
+        assert client.get(route, headers=BEARER, REMOTE_ADDR=address).status_code == 200, address
+    for address in ("198.51.100.5", "2001:db9::1", "", "nonsense"):
+        refused = client.get(route, headers=BEARER, REMOTE_ADDR=address)
+        assert refused.status_code == 403, address
+        assert "0.08" not in refused.content.decode()
+    if route.startswith("/pro"):
+        assert body_of(refused) == {"code": 403, "message": "不允许从您的网络地址使用该密钥", "data": None}
+    else:
+        assert body_of(refused)["error"]["code"] == "address_not_allowed"
+
+
+def test_networks_of_the_settings_hold_for_keys_without_their_own(
+    client: Client, key: ApiKey, settings: Settings
+) -> None:
+    settings.ALLOWED_NETWORKS = (ip_network("192.0.2.0/24"),)
+    assert client.get("/pro/balance", headers=BEARER, REMOTE_ADDR="198.51.100.5").status_code == 403
+    assert client.get("/pro/balance", headers=BEARER, REMOTE_ADDR="192.0.2.9").status_code == 200
+    key.allowed_networks = "198.51.100.0/24"
+    key.save()
+    assert client.get("/pro/balance", headers=BEARER, REMOTE_ADDR="198.51.100.5").status_code == 200
