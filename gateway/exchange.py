@@ -167,7 +167,13 @@ class Exchange:
         body: bytes | httpx.AsyncByteStream = b""
         if request.body_bytes != 0:
             arrived = self._arrived_body(request)
-            body = await self._body().take(request) if arrived is None else arrived
+            if arrived is not None:
+                body = arrived
+            elif limiter is None:
+                body = await self._body().take(request)
+            else:
+                with limiter.uploading(meter, scope):
+                    body = await self._body().take(request)
         outgoing = self._outgoing_of(request, body)
         if limiter is not None:
             await limiter.admit(meter, scope)

@@ -5,9 +5,11 @@ Nothing here is reached while no limit is set: see `Relay.limiter`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -34,6 +36,7 @@ from gateway.limits import (
     Address,
     Ask,
     Limits,
+    Refusal,
     Rules,
     counted_address,
     month_of,
@@ -151,6 +154,7 @@ class Limiter:
         self._fingerprint = fingerprint
         self.tally = tally
         self._recent: set[str] = set()
+        self._uploads: Counter[tuple[str, str]] = Counter()
 
     @property
     def is_away(self) -> bool:
@@ -193,6 +197,34 @@ class Limiter:
                 meter.form_guard = FormGuard()
         elif limits.monthly_units or self.rules.address.monthly_units:
             meter.must_be_seen = meter.endpoint.meter in _USED_MODELS
+
+    @contextlib.contextmanager
+    def uploading(self, meter: Meters, scope: Any) -> Iterator[None]:
+        """Wait for a body within; raises GatewayError where too many are waited for.
+
+        A request is counted by `admit` when its body is here: until then this worker alone holds its key and its
+        address to the number that each may have at once, so that none fills the worker with bodies that never end.
+        """
+        rules = self.rules
+        asks = []
+        if (limits := rules.of_key(meter.fingerprint)).concurrent_streams:
+            asks.append(Ask("key", meter.fingerprint, limits))
+        if rules.address.concurrent_streams:
+            asks.append(Ask("address", counted_address(self._trust.client_of(scope)), rules.address))
+        for ask in asks:
+            most = ask.limits.concurrent_streams
+            if self._uploads[ask.scope, ask.name] >= most:
+                refusal = Refusal(ask.scope, "streams", most, 0, 1.0)
+                raise self._refused(ask.scope, "streams", error_of(refusal, time.time()))
+        names = [(ask.scope, ask.name) for ask in asks]
+        self._uploads.update(names)
+        try:
+            yield
+        finally:
+            self._uploads.subtract(names)
+            for name in names:
+                if not self._uploads[name]:
+                    del self._uploads[name]
 
     # Before the request goes upstream
 
