@@ -20,20 +20,25 @@ def error_of(refusal: Refusal, now: float) -> GatewayError:
     retry_after_s = None if wait_s is None else min(max(-int(-wait_s // 1), 1), _LONGEST_RETRY_S)
     if refusal.reason == "streams":
         message = f"Too many requests in progress for this {who}: limit {refusal.limit}. Try again soon."
-        return _with_headers(RateLimitedError(message, retry_after_s=retry_after_s), wait_s, [])
+        told = _told(refusal, wait_s or 0.0)
+        return _with_headers(RateLimitedError(message, retry_after_s=retry_after_s), wait_s, told)
     per = "min (RPM)" if refusal.reason == "requests" else "min (TPM)"
     what = f"for this {who} on {refusal.reason} per {per}: limit {refusal.limit}"
     if wait_s is None:
         message = f"Request too large {what}. Ask for less output, or send less input."
     else:
         message = f"Rate limit reached {what}. Please try again in {duration_text(wait_s)}."
+    error = RateLimitedError(message, type=refusal.reason, retry_after_s=retry_after_s)
+    return _with_headers(error, wait_s, _told(refusal, refusal.reset_s))
+
+
+def _told(refusal: Refusal, reset_s: float) -> wire.RawHeaders:
     kind = refusal.reason.encode()
-    told = [
+    return [
         (b"x-ratelimit-limit-" + kind, b"%d" % refusal.limit),
         (b"x-ratelimit-remaining-" + kind, b"%d" % refusal.remaining),
-        (b"x-ratelimit-reset-" + kind, duration_text(refusal.reset_s).encode()),
+        (b"x-ratelimit-reset-" + kind, duration_text(reset_s).encode()),
     ]
-    return _with_headers(RateLimitedError(message, type=refusal.reason, retry_after_s=retry_after_s), wait_s, told)
 
 
 def _spend_error(refusal: Refusal, who: str, now: float) -> GatewayError:

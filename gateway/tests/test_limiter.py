@@ -210,6 +210,9 @@ def test_streams_at_once_are_free_again_when_they_end_and_when_their_clients_lea
         refused = ask(proxy, STREAMS)
         assert error_of(refused) == (429, "requests", "rate_limit_exceeded")
         assert refused.headers["retry-after"] == "1"
+        assert refused.headers["x-ratelimit-limit-streams"] == "2"
+        assert refused.headers["x-ratelimit-remaining-streams"] == "0"
+        assert refused.headers["x-ratelimit-reset-streams"] == "1s"
         first.close()
         upstream.script = answer
         wait_until(lambda: ask(proxy, STREAMS).status_code == 200)
