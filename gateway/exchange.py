@@ -280,7 +280,8 @@ class Exchange:
         """Make the client's head of the upstream's."""
         meter = self._meter
         answer = wire.to_client(fields)
-        if answer.content_encoding and (meter.is_spliced or (meter.hold is not None and meter.hold.watches)):
+        is_watched = meter.hold is not None and meter.hold.watches
+        if answer.content_encoding and (meter.is_spliced or is_watched):
             answer = self._unpacked(answer)
         meter.take_head(status, answer)
         headers = answer.headers
@@ -365,8 +366,7 @@ class Exchange:
     def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
         """Return the head of a compressed event stream as it is once unpacked.
 
-        The usage event that this gateway asked for cannot be taken out of compressed bytes, and a stream that may cost
-        more than is left cannot be watched in them.
+        The usage event that this gateway asked for cannot be taken out of compressed bytes, nor can these be counted.
         """
         decoder = Decoder(answer.content_encoding)
         if decoder.gave_up or answer.content_type[:17].lower() != b"text/event-stream":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -68,7 +70,9 @@ def upstream() -> Iterator[FakeUpstream]:
 DRY = "sk-dry-0000000000001"
 DRAWS = "sk-draws-00000000001"
 THINKS = "sk-thinks-0000000001"
+PACKED = "sk-packed-0000000001"
 DECIDED: dict[str, dict[str, Any]] = {
+    PACKED: {"monthly_usd": "0.0100000"},
     THINKS: {"monthly_usd": "0.0400000"},
     DRAWS: {"monthly_usd": "15"},
     DRY: {"monthly_usd": "0.0000001"},
@@ -215,3 +219,29 @@ def test_thoughts_that_no_stream_shows_do_not_overshoot(proxy: LiveProxy, upstre
     assert received.endswith(b"data: [DONE]\n\n")
     wait_until(lambda: spent_by(proxy, THINKS) > Decimal("0.038"))
     assert spent_by(proxy, THINKS) <= Decimal("0.04")
+
+
+async def ramble_compressed(exchange: Exchange) -> None:
+    """Stream two hundred thousand words, compressed."""
+    await exchange.read_body()
+    await exchange.start_stream(headers=(("content-type", "text/event-stream"), ("content-encoding", "gzip")))
+    packer = zlib.compressobj(wbits=31)
+    events = b'data: {"choices": [{"index": 0, "delta": {"content": " word"}}]}\n\n' * 100
+    for _ in range(2000):
+        await exchange.chunk(packer.compress(events) + packer.flush(zlib.Z_SYNC_FLUSH))
+    await exchange.chunk(packer.flush())
+    await exchange.end_stream()
+
+
+def test_a_compressed_stream_is_cut_where_its_money_ends(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = ramble_compressed
+    body = {"model": "gpt-4o-mini", "stream": True, "stream_options": {"include_usage": True}, "messages": []}
+    received = b""
+    with new_client() as client, contextlib.suppress(httpx.RemoteProtocolError):
+        url = f"{proxy.url}/v1/chat/completions"
+        with client.stream("POST", url, json=body, headers=bearer(PACKED)) as response:
+            for chunk in response.iter_bytes():
+                received = received[-2000:] + chunk
+    assert b'"insufficient_quota"' in received
+    wait_until(lambda: spent_by(proxy, PACKED) > Decimal("0.001"))
+    assert spent_by(proxy, PACKED) <= Decimal("0.01")
