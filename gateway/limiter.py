@@ -243,7 +243,7 @@ class Limiter:
                 facts,
                 body=body,
                 body_bytes=meter.body_bytes(scope["headers"]),
-                output_tokens=self._assumed_tokens(facts.model),
+                output_tokens=self.assumed_tokens(facts.model),
                 reference_tokens=self.options.reference_tokens,
             )
         await self._admit(meter, scope, limits, demand, facts, is_stream=facts.is_stream)
@@ -291,7 +291,7 @@ class Limiter:
             limits.tokens_per_minute or limits.monthly_units or address.tokens_per_minute or address.monthly_units
         )
 
-    def _assumed_tokens(self, model: str) -> int:
+    def assumed_tokens(self, model: str) -> int:
         """Return what an answer is taken to have at most where its request does not say so."""
         options = self.options
         return max(options.output_tokens, options.reasoning_tokens if thinks_unseen(model) else 0)

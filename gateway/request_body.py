@@ -53,7 +53,13 @@ class RequestBody:
         if self._meter.wants_whole_body(request):
             return await self._whole_body(await self._receive())
         if self._meter.must_be_seen:
-            return _Upload(self._rest_of_body(await self._beginning(await self._receive())))
+            message = await self._beginning(await self._receive())
+            if message["more_body"]:
+                return _Upload(self._rest_of_body(message))
+            if len(message["body"]) > self._most_bytes:
+                raise self.too_large()
+            self._meter.take_part(message["body"])
+            return message["body"]  # type: ignore[no-any-return]
         return _Upload(self._rest_of_body())  # the upstream may answer before any of it has come
 
     async def _beginning(self, message: Message) -> Message:

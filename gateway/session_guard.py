@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from billing.events import Usage
-from gateway.demand import Demand, demand_of, tokens_in_events
+from gateway.demand import Demand, demand_of
 from gateway.endpoints import Endpoint, Meter
 from gateway.errors import BadRequestError, LimitsUnavailableError, ModelNotAllowedError, SpendLimitedError
 from gateway.usage import RESPONSE_ENDS, ClientMessage, RequestFacts, client_message
+from gateway.written import tokens_in_message
 
 if TYPE_CHECKING:
     from gateway.limiter import Limiter, SessionMeter
@@ -44,6 +45,8 @@ class SessionGuard:
         self._open: list[int] = []
         self._extra_units = 0
         self._paid_tokens = self._seen_tokens = self._largest_tokens = 0
+        # Each of them says how much it may write, and all of that is reserved.
+        self._is_bounded = True
         # Only one response was asked for, of which the upstream has said nothing yet.
         self._is_unanswered = False
 
@@ -79,15 +82,15 @@ class SessionGuard:
             return
         demand = demand_of(
             _ENDPOINT,
-            "POST",
             self._facts,
             body=asked.body,
             body_bytes=len(asked.body),
-            output_tokens=self._limiter.options.output_tokens,
+            output_tokens=self._limiter.assumed_tokens(self._facts.model),
             reference_tokens=self._limiter.options.reference_tokens,
         )
         self._open.append(await self._reserve(demand, self._facts))
         self._paid_tokens += demand.output_tokens
+        self._is_bounded = self._is_bounded and demand.is_stated
 
     async def _admit_models(self, asked: ClientMessage) -> None:
         """Reserve for a realtime session's models as the handshake has for its own."""
@@ -129,15 +132,16 @@ class SessionGuard:
             units += self._extra_units
             self._extra_units = 0
             self._paid_tokens = self._seen_tokens = self._largest_tokens = 0
+            self._is_bounded = True
         if self._meter.hold is not None:
             await self._meter.hold.release_units(units)
 
     async def _is_paid(self, piece: str | bytes) -> bool:
         """Return whether a piece of an answer, and another one like the largest, are paid for: if need be now."""
         limiter, hold = self._limiter, self._meter.hold
-        if hold is None or not limiter.options.cuts:
+        if hold is None or self._is_bounded or not limiter.options.cuts:
             return True
-        tokens = tokens_in_events(piece.encode() if isinstance(piece, str) else piece)
+        tokens = tokens_in_message(piece.encode() if isinstance(piece, str) else piece)
         self._seen_tokens += tokens
         self._largest_tokens = max(self._largest_tokens, tokens)
         missing = self._seen_tokens + self._largest_tokens - self._paid_tokens

@@ -53,8 +53,11 @@ def tokens_in_events(events: bytes) -> int:
 
 def _tokens_in_event(event: bytes) -> int:
     name, data = _fields(event)
-    if not data or data == b"[DONE]":
-        return 0
+    return tokens_in_message(data, name=name) if data and data != b"[DONE]" else 0
+
+
+def tokens_in_message(data: bytes, *, name: bytes = b"") -> int:
+    """Return the same of what one event says in JSON, or of a message on a WebSocket."""
     try:
         read = _event_in(data)
     except _UNREADABLE:
