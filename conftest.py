@@ -26,8 +26,21 @@ pytest_plugins = ["proxysite.tests.browser"]
 settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+# Begun first, so that none of them is the last that all wait for: `-n` with `--no-loadscope-reorder` keeps the order.
+_LONGEST = (
+    "deploy/tests/test_chaos.py",
+    "deploy/tests/test_backup.py",
+    "proxysite/tests/test_doctor.py",
+    "proxysite/tests/test_celery.py",
+    "gateway/tests/test_crash.py",
+    "gateway/tests/test_limiter.py",
+)
 _DAY_S = 24 * 3600
 _LAST_OF_A_DAY_S = 90
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,14 +11,16 @@ import http
 import logging
 import math
 import re
+import secrets
+import time
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.asgi import Memory
-from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body
-from gateway.headers import Plan, plan_of
+from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body, error_headers
+from gateway.headers import CORS_HEADERS, Plan, plan_of
 from proxysite import settings
 from proxysite.departures import WatchedFlow
 from proxysite.http_exchange import Exchange
@@ -275,12 +277,12 @@ class HTTPProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         body = error_body(error)
-        head = (
-            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
-            "content-type: application/json; charset=utf-8\r\naccess-control-allow-origin: *\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
+        # It is in no ledger: nobody has been asked anything.
+        request_id = f"{time.time_ns():016x}{secrets.token_hex(12)}"
+        fields = error_headers(error, request_id=request_id, body_bytes=len(body))
+        lines = [b"%b: %b\r\n" % field for field in (*fields, *CORS_HEADERS, (b"connection", b"close"))]
+        head = f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n".encode("ascii")
+        self.transport.write(b"".join((head, *lines, b"\r\n", body)))
         self._linger()
 
     def _linger(self) -> None:

@@ -184,6 +184,8 @@ def test_too_many_header_bytes_are_refused(strict_proxy: LiveProxy, upstream: Fa
             pass
         answer = client.answer()
     assert answer.status == 431
+    assert answer.value("x-request-id") == answer.value("x-proxy-request-id")
+    assert answer.value("x-request-id")
     assert json.loads(answer.body)["error"]["code"] == "headers_too_large"
     assert not upstream.requests
 
