@@ -26,9 +26,10 @@ logger = logging.getLogger("gateway.limits")
 _EXTENSION_PART = 4
 # An upstream that sends this much at once may fill the transport's buffers meanwhile, whose content is the next piece:
 # what waits (`gateway.answer.WAITING_BYTES`) and one more read.
+_BURST_BYTES, _MOST_READ_BYTES = 4 << 10, 320 << 10
 # A store that is away is asked again for as long as its breaker takes to see that it is back.
 _PATIENCE_S, _RETRY_S = 5.0, 0.25
-_BURST_BYTES, _MOST_READ_BYTES = 4 << 10, 320 << 10
+_LEAST_GRACE_TOKENS = 64
 
 
 class Hold:
@@ -40,6 +41,7 @@ class Hold:
     __slots__ = (
         "_asks",
         "_factor",
+        "_grace_tokens",
         "_is_settled",
         "_largest_tokens",
         "_limiter",
@@ -79,6 +81,7 @@ class Hold:
         self._factor = factor
         self._reserved_units = units
         self._tokens_paid = demand.output_tokens
+        self._grace_tokens = grace_tokens(demand)
         self._seen_tokens = self._largest_tokens = 0
         self._is_settled = False
 
@@ -89,6 +92,8 @@ class Hold:
         if len(events) > _BURST_BYTES:
             tokens = max(tokens, tokens * _MOST_READ_BYTES // len(events) + 1)
         self._largest_tokens = max(self._largest_tokens, tokens)
+        if self._grace_tokens:
+            return self._seen_tokens > self._tokens_paid + self._grace_tokens
         return self._seen_tokens + self._largest_tokens > self._tokens_paid
 
     async def extend(self) -> None:
@@ -97,6 +102,7 @@ class Hold:
         Raises SpendLimitedError if it is not there; LimitsUnavailableError if nobody can tell, and that must not be.
         """
         limiter = self._limiter
+        self._grace_tokens = 0
         missing = self._seen_tokens + self._largest_tokens - self._tokens_paid
         tokens = missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1)
         if not await self._reserve(tokens):
@@ -208,6 +214,15 @@ class Hold:
         except LimitsUnavailableError as error:
             self.cut_for = error
             return False
+
+
+def grace_tokens(demand: Demand) -> int:
+    """Return how many more tokens than its bound an answer that has one may seem to have.
+
+    All of the bound is reserved, and the upstream ends the answer there: it must not be cut for being counted with too
+    large a measure. One that goes on beyond this has an upstream that does not keep to the bound.
+    """
+    return demand.output_tokens + _LEAST_GRACE_TOKENS if demand.is_stated else 0
 
 
 def _tokens_of(usage: Usage) -> int:

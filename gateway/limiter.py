@@ -348,8 +348,7 @@ class Limiter:
             demand=demand,
             model=facts.model,
             service_tier=facts.service_tier,
-            # All that a client allows itself is reserved: the upstream itself ends the answer there.
-            watches=self.options.cuts and is_stream and has_money and units > 0 and not demand.is_stated,
+            watches=self.options.cuts and is_stream and has_money and units > 0,
         )
 
     def _most_units(self, demand: Demand, facts: RequestFacts, factor: Decimal) -> int:

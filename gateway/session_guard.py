@@ -12,6 +12,7 @@ from billing.events import Usage
 from gateway.demand import Demand, demand_of
 from gateway.endpoints import Endpoint, Meter
 from gateway.errors import BadRequestError, LimitsUnavailableError, ModelNotAllowedError, SpendLimitedError
+from gateway.hold import grace_tokens
 from gateway.usage import RESPONSE_ENDS, ClientMessage, RequestFacts, client_message
 from gateway.written import tokens_in_message
 
@@ -45,8 +46,7 @@ class SessionGuard:
         self._open: list[int] = []
         self._extra_units = 0
         self._paid_tokens = self._seen_tokens = self._largest_tokens = 0
-        # Each of them says how much it may write, and all of that is reserved.
-        self._is_bounded = True
+        self._grace_tokens = 0
         # Only one response was asked for, of which the upstream has said nothing yet.
         self._is_unanswered = False
 
@@ -90,7 +90,7 @@ class SessionGuard:
         )
         self._open.append(await self._reserve(demand, self._facts))
         self._paid_tokens += demand.output_tokens
-        self._is_bounded = self._is_bounded and demand.is_stated
+        self._grace_tokens += grace_tokens(demand)
 
     async def _admit_models(self, asked: ClientMessage) -> None:
         """Reserve for a realtime session's models as the handshake has for its own."""
@@ -132,21 +132,22 @@ class SessionGuard:
             units += self._extra_units
             self._extra_units = 0
             self._paid_tokens = self._seen_tokens = self._largest_tokens = 0
-            self._is_bounded = True
+            self._grace_tokens = 0
         if self._meter.hold is not None:
             await self._meter.hold.release_units(units)
 
     async def _is_paid(self, piece: str | bytes) -> bool:
         """Return whether a piece of an answer, and another one like the largest, are paid for: if need be now."""
         limiter, hold = self._limiter, self._meter.hold
-        if hold is None or self._is_bounded or not limiter.options.cuts:
+        if hold is None or not limiter.options.cuts:
             return True
         tokens = tokens_in_message(piece.encode() if isinstance(piece, str) else piece)
         self._seen_tokens += tokens
         self._largest_tokens = max(self._largest_tokens, tokens)
         missing = self._seen_tokens + self._largest_tokens - self._paid_tokens
-        if missing <= 0:
+        if missing <= 0 or (self._grace_tokens and self._seen_tokens <= self._paid_tokens + self._grace_tokens):
             return True
+        self._grace_tokens = 0
         # Less will do, as long as it is enough for the next piece.
         for more in (missing + max(limiter.options.output_tokens // _EXTENSION_PART, 1), missing):
             units = self._units_of(more)

@@ -75,7 +75,7 @@ async def test_a_session_waits_for_a_redis_that_pauses_and_is_told_if_that_does_
             url = f"{proxy.url.replace('http', 'ws')}/v1/realtime?model=gpt-realtime"
             headers = {"authorization": f"Bearer {KEY}"}
             async with connect(url, additional_headers=headers, proxy=None, open_timeout=60) as websocket:
-                await websocket.send("{}")
+                await websocket.send(json.dumps({"type": "response.create"}))
                 assert json.loads(await websocket.recv())["type"] == "response.done"
                 if pause_ms > 1_000:
                     assert json.loads(await websocket.recv())["error"]["code"] == "limits_unavailable"

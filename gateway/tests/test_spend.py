@@ -71,8 +71,10 @@ DRY = "sk-dry-0000000000001"
 DRAWS = "sk-draws-00000000001"
 THINKS = "sk-thinks-0000000001"
 PACKED = "sk-packed-0000000001"
+IGNORED = "sk-ignored-000000001"
 DECIDED: dict[str, dict[str, Any]] = {
     PACKED: {"monthly_usd": "0.0100000"},
+    IGNORED: {"monthly_usd": "0.0000790"},
     THINKS: {"monthly_usd": "0.0400000"},
     DRAWS: {"monthly_usd": "15"},
     DRY: {"monthly_usd": "0.0000001"},
@@ -109,6 +111,25 @@ def test_a_chat_that_stays_inside_its_own_bound_is_not_cut(proxy: LiveProxy, ups
     assert received.count(b" word") == TOKENS
     assert received.endswith(b"data: [DONE]\n\n")
     assert b"insufficient_quota" not in received
+
+
+def test_an_upstream_that_does_not_keep_to_the_bound_is_cut(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        for _ in range(100 * TOKENS):
+            await exchange.events({"choices": [{"index": 0, "delta": {"content": " word"}}]}, done=False)
+
+    upstream.script = script
+    body = {"model": "gpt-4o-mini", "stream": True, "max_tokens": TOKENS, "messages": []}
+    received = b""
+    url = f"{proxy.url}/v1/chat/completions"
+    with contextlib.suppress(httpx.RemoteProtocolError), new_client() as client:  # noqa: SIM117
+        with client.stream("POST", url, json=body, headers=bearer(IGNORED)) as response:
+            for chunk in response.iter_raw():
+                received += chunk
+    assert b'"insufficient_quota"' in received
+    assert received.count(b" word") < 4 * TOKENS
 
 
 def test_a_response_that_says_its_text_five_times_is_not_cut(proxy: LiveProxy, upstream: FakeUpstream) -> None:
