@@ -38,6 +38,9 @@ class GatewayWorker(UvicornWorker):
         "proxy_headers": False,
     }
 
+    # Those that are at first as the system has them: a worker that is just born would die of this one.
+    SIGNALS = [number for number in UvicornWorker.SIGNALS if number != RETIRE]
+
     def init_signals(self) -> None:
         super().init_signals()
         # Until the loop runs: what is not heard now, the master says again.
@@ -64,6 +67,8 @@ class GatewayWorker(UvicornWorker):
         tasks = [asyncio.create_task(self._beat(server)), asyncio.create_task(_sweep(server))]
         try:
             await server.serve(sockets=self.sockets)
+            # The interpreter's end would undo any other handler, and the master may say it once more.
+            signal.signal(RETIRE, signal.SIG_IGN)
         finally:
             for task in tasks:
                 task.cancel()
