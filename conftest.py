@@ -52,8 +52,8 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes for each CPU: half of the time tests wait for other processes."""
-    return 2 * (os.cpu_count() or 1)
+    """Three processes for two CPUs: a part of the time tests wait for other processes."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
 
 
 @pytest.hookimpl(trylast=True)
