@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.tests.fake_realtime import RealtimeUpstream, echo
 from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.live import LiveProxy
 from gateway.tests.metered import Ledger
@@ -23,3 +24,18 @@ def metered(_ledger_proxy: LiveProxy, upstream: FakeUpstream) -> LiveProxy:
 @pytest.fixture
 def ledger(metered: LiveProxy) -> Ledger:
     return Ledger(metered)
+
+
+@pytest.fixture(scope="module")
+def socket_upstream() -> Iterator[RealtimeUpstream]:
+    with RealtimeUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def echoing_upstream(socket_upstream: RealtimeUpstream) -> Iterator[RealtimeUpstream]:
+    """The same, playing `echo` until the test sets another script; it must not have failed."""
+    socket_upstream.play(echo)
+    yield socket_upstream
+    assert socket_upstream.wait_until_idle()
+    assert not socket_upstream.failures

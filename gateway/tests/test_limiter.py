@@ -457,12 +457,6 @@ def test_a_conversation_is_bound_to_networks_and_models(proxy: LiveProxy, upstre
 SOCKET_FEW, SOCKET_MODEL, SOCKET_CENT = "sk-socket-few-000001", "sk-socket-model-0001", "sk-socket-cent-00001"
 
 
-@pytest.fixture(scope="module")
-def socket_upstream() -> Iterator[RealtimeUpstream]:
-    with RealtimeUpstream() as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=["memory", pytest.param("redis", marks=needs_redis)])
 def socket_proxy(request: pytest.FixtureRequest, socket_upstream: RealtimeUpstream) -> Iterator[LiveProxy]:
     decided = {

@@ -38,23 +38,14 @@ BODY = "body-never-in-a-log-8a2e"
 PING_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def module_upstream() -> Iterator[RealtimeUpstream]:
-    with RealtimeUpstream() as server:
-        yield server
-
-
 @pytest.fixture
-def upstream(module_upstream: RealtimeUpstream) -> Iterator[RealtimeUpstream]:
-    module_upstream.play(echo)
-    yield module_upstream
-    assert module_upstream.wait_until_idle()
-    assert not module_upstream.failures
+def upstream(echoing_upstream: RealtimeUpstream) -> RealtimeUpstream:
+    return echoing_upstream
 
 
 @pytest.fixture(scope="module")
-def proxy(module_upstream: RealtimeUpstream) -> Iterator[LiveProxy]:
-    with LiveProxy(UPSTREAM_URL=module_upstream.url, SANDBOX_ENABLED="true", LOG_LEVEL="DEBUG") as live:
+def proxy(socket_upstream: RealtimeUpstream) -> Iterator[LiveProxy]:
+    with LiveProxy(UPSTREAM_URL=socket_upstream.url, SANDBOX_ENABLED="true", LOG_LEVEL="DEBUG") as live:
         yield live
 
 

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from gateway.tests.fake_realtime import RealtimeUpstream, echo
+from gateway.tests.fake_realtime import RealtimeUpstream
 from gateway.tests.live import LiveProxy
 
 KEY = "sk-session-0000000001"
@@ -25,18 +25,9 @@ BLOCK = (
 COLUMNS = "usage_source, pricing, model, input_tokens, output_tokens"
 
 
-@pytest.fixture(scope="module")
-def module_upstream() -> Iterator[RealtimeUpstream]:
-    with RealtimeUpstream() as server:
-        yield server
-
-
 @pytest.fixture
-def upstream(module_upstream: RealtimeUpstream) -> Iterator[RealtimeUpstream]:
-    module_upstream.play(echo)
-    yield module_upstream
-    assert module_upstream.wait_until_idle()
-    assert not module_upstream.failures
+def upstream(echoing_upstream: RealtimeUpstream) -> RealtimeUpstream:
+    return echoing_upstream
 
 
 @pytest.fixture

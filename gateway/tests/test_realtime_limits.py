@@ -42,16 +42,10 @@ DECIDED: dict[str, dict[str, Any]] = {
 ASK = {"type": "response.create", "model": "gpt-4o-mini", "input": "hello", "max_output_tokens": 15_000}
 
 
-@pytest.fixture(scope="module")
-def module_upstream() -> Iterator[RealtimeUpstream]:
-    with RealtimeUpstream() as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=["memory", pytest.param("redis", marks=needs_redis)])
-def proxy(request: pytest.FixtureRequest, module_upstream: RealtimeUpstream) -> Iterator[LiveProxy]:
+def proxy(request: pytest.FixtureRequest, socket_upstream: RealtimeUpstream) -> Iterator[LiveProxy]:
     url = "" if request.param == "memory" else REDIS_URL
-    environment = {"UPSTREAM_URL": module_upstream.url, "REDIS_URL": url, "RESERVE_OUTPUT_TOKENS": "500"}
+    environment = {"UPSTREAM_URL": socket_upstream.url, "REDIS_URL": url, "RESERVE_OUTPUT_TOKENS": "500"}
     with limited_proxy(DECIDED, **environment) as live:
         yield live
 
@@ -86,10 +80,10 @@ class Upstream:
 
 
 @pytest.fixture
-def upstream(module_upstream: RealtimeUpstream) -> Iterator[Upstream]:
-    yield Upstream(module_upstream)
-    assert module_upstream.wait_until_idle()
-    assert not module_upstream.failures
+def upstream(socket_upstream: RealtimeUpstream) -> Iterator[Upstream]:
+    yield Upstream(socket_upstream)
+    assert socket_upstream.wait_until_idle()
+    assert not socket_upstream.failures
 
 
 def dial(proxy: LiveProxy, api_key: str, target: str = "/v1/responses") -> connect:
