@@ -141,8 +141,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._go_on_behind(exc, None if was_in_body else self._begun_in(data, was_in_head=was_in_head))
         else:
             if self._in_head:
-                is_known = not (was_in_body or self._stood_in_for)
-                self._beginning = self._begun_in(data, was_in_head=was_in_head) if is_known else None
+                self._beginning = None if was_in_body else self._begun_in(data, was_in_head=was_in_head)
         due, self._due = self._due, None
         if due is not None and not self._refused:
             self._run(due)  # only now, that what has come of its body can be seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -76,6 +77,20 @@ def test_an_unknown_method_behind_another_request_is_answered_with_it(
         assert [client.answer().status for _ in range(4)] == [200] * 4
     methods = ["GET", method, "GET", method]
     assert [(r.method, r.target) for r in upstream.requests] == [(m, f"/v1/{n}") for n, m in enumerate(methods, 1)]
+
+
+def test_an_unknown_method_is_found_however_many_heads_have_come_in_two_parts_before_it(
+    own_proxy: LiveProxy, upstream: FakeUpstream
+) -> None:
+    requests = GET % 1 + b"FROB /v1/2 HTTP/1.1\r\nHost: h\r\n\r\n" + GET % 3 + b"FROB /v1/4 HTTP/1.1\r\nHost: h\r\n\r\n"
+    borders = [0, requests.index(b"/v1/2") + 18, requests.index(b"/v1/3") + 18, len(requests)]
+    with RawClient(own_proxy) as client:
+        for number, (begin, end) in enumerate(itertools.pairwise(borders), 1):
+            client.send(requests[begin:end])
+            # Answered when all of this part has been read: the next one is read by itself.
+            assert client.answer().status == 200, number
+        assert client.answer().status == 200
+    assert [request.method for request in upstream.requests] == ["GET", "FROB", "GET", "FROB"]
 
 
 @pytest.mark.parametrize("part_bytes", [1 << 20, 1])
