@@ -215,15 +215,16 @@ class Upload:
     async def _send(self, parts: AsyncIterable[bytes], connection: Connection) -> None:
         left = self._length
         async for part in parts:
-            if left == CHUNKED:
-                if part:
-                    framed_part = b"%x\r\n%b\r\n" % (len(part), part)
-                    await connection.write(framed_part, timeout_s=self._write_timeout_s)
+            if left != CHUNKED:
+                left -= len(part)
+                if left < 0:
+                    raise httpx.LocalProtocolError(f"a body longer than the announced {self._length} bytes")
+            elif part:
+                part = b"%x\r\n%b\r\n" % (len(part), part)
+            else:
                 continue
-            left -= len(part)
-            if left < 0:
-                raise httpx.LocalProtocolError(f"a body longer than the announced {self._length} bytes")
             await connection.write(part, timeout_s=self._write_timeout_s)
+            del part  # or it would be held until the next one comes
         if left > 0:
             raise httpx.LocalProtocolError(f"a body {left} bytes shorter than announced")
         if left == CHUNKED:

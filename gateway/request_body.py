@@ -107,17 +107,20 @@ class RequestBody:
     async def _rest_of_body(self, begun: Message | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Runs in the upstream transport's time, perhaps beside the answer."""
         message = await self._receive() if begun is None else begun
+        begun = None
         received_bytes = 0
         while True:
-            received_bytes += len(message["body"])
+            part, has_more = message["body"], message["more_body"]
+            received_bytes += len(part)
             if received_bytes > self._most_bytes:
                 raise self.too_large()
-            if message["body"]:
-                self._meter.take_part(message["body"])
+            if part:
+                self._meter.take_part(part)
                 self._on_part()
-                yield message["body"]
-            if not message["more_body"]:
+                yield part
+            if not has_more:
                 break
+            del part, message  # what has gone up is not to be held until the next has come
             message = await self._receive()
         self._on_end()
 

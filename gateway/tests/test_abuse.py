@@ -6,6 +6,7 @@ connection alone can do stands in `proxysite/tests/test_server.py`, `test_realti
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from gateway.tests.attacks import (
     attacked,
     descriptors_of,
     garbage_keys,
+    heap_of,
     ledger_of,
-    memory_of,
     worker_of,
 )
 from gateway.tests.calls import LEFT_WITHIN_S
@@ -155,7 +156,7 @@ def test_bodies_that_never_end_are_held_only_up_to_a_bound(target: LiveProxy) ->
     body = b'{"messages":"' + b"x" * (4 * MIB - 100_000)
     with attacked(target) as cost, Crowd(target) as crowd:
         crowd.join(160, HEAD + b"Content-Length: %d\r\n\r\n" % (4 * MIB) + body)
-    assert cost.peak_bytes < 420 * MIB, cost
+    assert cost.peak_bytes < 340 * MIB, cost
 
 
 def test_bodies_in_the_smallest_parts_cost_what_they_hold(target: LiveProxy) -> None:
@@ -335,14 +336,13 @@ def test_memory_does_not_grow_with_the_keys_that_an_upstream_accepts(target: Liv
     upstream.script = accept
     found = "SELECT 1 FROM billing_apikey WHERE hint LIKE 'sk-…%'"
     known = len(target.rows(found))
-    ask_with(target, 2000)
-    target.wait_for_rows(found, known + 2000, 240)
-    grown = []
-    before = {name: memory_of(pid) for name, pid in (("worker", worker_of(target)), ("ledger", ledger_of(target)))}
+    processes = worker_of(target), ledger_of(target)
+    sizes: list[list[int]] = []
     with attacked(target):
-        ask_with(target, 4000, first=2000)
-        target.wait_for_rows(found, known + 6000, 240)
-    for name, pid in (("worker", worker_of(target)), ("ledger", ledger_of(target))):
-        grown.append((name, memory_of(pid) - before[name]))
-    # SQLite's cache of pages fills meanwhile.
-    assert all(growth < 6 * MIB for _, growth in grown), grown
+        for number in range(4):
+            ask_with(target, 2000, first=2000 * number)
+            target.wait_for_rows(found, known + 2000 * (number + 1), 240)
+            sizes.append([heap_of(pid) for pid in processes])
+    grown = [[later - earlier for later, earlier in zip(*pair, strict=True)] for pair in itertools.pairwise(sizes)]
+    # In some round SQLite's cache of pages fills, and a busy machine makes larger batches; what leaks does so in each.
+    assert all(min(rounds) < MIB // 2 for rounds in zip(*grown, strict=True)), grown
