@@ -54,7 +54,7 @@ class RedisStore:
     def __init__(self, url: str, *, prefix: str, deadline_s: float = 0.05) -> None:
         # Loaded beforehand: a settlement that nobody knows the script of would come behind what was asked after it.
         self._loading = [("SCRIPT", "LOAD", script.text) for script in _SCRIPTS]
-        self._line = RedisLine(url, deadline_s=deadline_s, first=self._loading)
+        self._line = RedisLine(url, deadline_s=deadline_s, silence_s=max(1.0, deadline_s), first=self._loading)
         self._prefix = f"{prefix}:limits"
         self._epoch_key = f"{self._prefix}:epoch"
         self._failures = 0

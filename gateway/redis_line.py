@@ -128,6 +128,8 @@ class _Protocol(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # Told by nobody else: of a timer that is due at once uvloop makes a handle that does not know it.
+        self._wakes_at = 0.0
         self._heard_at = self._loop.time()
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
@@ -139,7 +141,7 @@ class _Protocol(asyncio.Protocol):
         if not self._waiting:
             self._heard_at = now
         self._waiting.append((answer, now + deadline_s))
-        if self._timer is None or self._timer.when() > now + deadline_s:
+        if self._timer is None or self._wakes_at > now + deadline_s:
             self._wake_at(now + deadline_s, self._look)
         self._transport.write(hiredis.pack_command(command))
         return answer
@@ -183,6 +185,7 @@ class _Protocol(asyncio.Protocol):
     def _wake_at(self, when: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._wakes_at = when
         self._timer = self._loop.call_at(when, callback)
 
     def _give_up(self) -> None:

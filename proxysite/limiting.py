@@ -92,7 +92,9 @@ def make_limiter(metering: Metering, prices: Prices) -> Limiter:
     """Return a worker's limiter, in force once it has rules."""
     store: MemoryStore | RedisStore = MemoryStore()
     if settings.REDIS_URL:
-        store = RedisStore(settings.REDIS_URL, prefix=settings.REDIS_KEY_PREFIX)
+        store = RedisStore(
+            settings.REDIS_URL, prefix=settings.REDIS_KEY_PREFIX, deadline_s=settings.LIMITS_TIMEOUT_SECONDS
+        )
     sandbox = {metering.fingerprint(settings.SANDBOX_KEY.encode())} if settings.SANDBOX_ENABLED else set()
     return Limiter(
         store=store,

@@ -47,8 +47,12 @@ def wait_until_counting(proxy: LiveProxy) -> None:
 
 @contextlib.contextmanager
 def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Iterator[LiveProxy]:
-    """Serve with what is decided of some keys; with `REDIS_URL` "" in memory."""
-    proxy = LiveProxy(JOURNAL_FLUSH_SECONDS="0.1", **environment)
+    """Serve with what is decided of some keys; with `REDIS_URL` "" in memory.
+
+    What is exact is so while Redis answers: on a busy machine it is given the time that it may need.
+    """
+    settings = {"JOURNAL_FLUSH_SECONDS": "0.1", "LIMITS_TIMEOUT_SECONDS": "20"} | environment
+    proxy = LiveProxy(**settings)
     try:
         proxy.set_up()
         decide(proxy, decided)

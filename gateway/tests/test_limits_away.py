@@ -31,7 +31,7 @@ def url_of(client: redis.Redis) -> str:
     return f"redis://127.0.0.1:{client.connection_pool.connection_kwargs['port']}/0"
 
 
-SETTINGS = {"ON_LIMITS_UNAVAILABLE": "refuse", "RESERVE_OUTPUT_TOKENS": "500"}
+SETTINGS = {"LIMITS_TIMEOUT_SECONDS": "0.05", "ON_LIMITS_UNAVAILABLE": "refuse", "RESERVE_OUTPUT_TOKENS": "500"}
 DECIDED: dict[str, dict[str, Any]] = {KEY: {"monthly_usd": "1000"}}
 
 
