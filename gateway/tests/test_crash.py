@@ -22,8 +22,8 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
+from gateway.tests.full_disks import mount_tmpfs
 from gateway.tests.live import LiveProxy, new_client
-from gateway.tests.test_journal import mount_tmpfs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
