@@ -33,7 +33,8 @@ _LONGEST = (
     "proxysite/tests/test_doctor.py",
     "proxysite/tests/test_celery.py",
     "gateway/tests/test_crash.py",
-    "gateway/tests/test_limiter.py",
+    "gateway/tests/test_last_cent.py",
+    "gateway/tests/test_limits_away.py",
 )
 _DAY_S = 24 * 3600
 _LAST_OF_A_DAY_S = 90

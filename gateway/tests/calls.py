@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 import httpx2 as httpx
@@ -12,6 +12,9 @@ import httpx2 as httpx
 from gateway.tests.fake_upstream import FakeUpstream
 
 Fields = list[tuple[bytes, bytes]]
+MakeTransport = Callable[..., httpx.AsyncBaseTransport]
+LENGTH_OF_A_GIGABYTE = (b"Content-Length", b"1073741824")
+CHUNKED = (b"Transfer-Encoding", b"chunked")
 PATIENCE_S = 60.0  # only a failing test waits so long
 # How soon the other end must know that one has left: milliseconds where nothing else runs, seconds on a busy machine.
 # What would be left to a time limit takes longer: 15 s is the shortest of those that production has.
@@ -78,3 +81,8 @@ class _AsyncStream(httpx.AsyncByteStream):
 
     def __aiter__(self) -> Any:
         return aiter(self._parts)
+
+
+async def endless(part: bytes = b"x" * 65536) -> AsyncIterator[bytes]:
+    while True:
+        yield part

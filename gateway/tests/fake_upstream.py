@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import json
 import queue
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -180,6 +182,31 @@ async def echo(exchange: Exchange) -> None:
         "body": body.decode("latin-1"),
     }
     await exchange.answer(json.dumps(answer).encode())
+
+
+async def answer_at_once(exchange: Exchange) -> None:
+    await exchange.read_body()
+    await exchange.answer()
+
+
+def raw_answer(data: bytes, *, close: bool = False) -> Callable[[Exchange], Awaitable[None]]:
+    """A script that reads the request and answers with these bytes."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.send(data)
+        if close:
+            await exchange.close()
+
+    return script
+
+
+def reset(exchange: Exchange) -> None:
+    """Drop the line so that the peer, unless it has left already, sees a reset, not an end of file."""
+    sock = exchange.writer.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    exchange.abort()
 
 
 class FakeUpstream:

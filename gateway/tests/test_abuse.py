@@ -1,7 +1,8 @@
 """Attacks on a running proxy: memory, descriptors and rows stay bounded, and others are answered all along.
 
 Counts are such as a test can afford; `python -m bench.abuse` makes the same attacks in full. What one hostile
-connection alone can do stands in `proxysite/tests/test_server.py`, `test_realtime*.py` and `test_decoding.py`.
+connection alone can do stands in `test_smuggling.py` and `test_bounds.py` of `proxysite/tests`, in
+`test_realtime*.py` and in `test_decoding.py`.
 """
 
 from __future__ import annotations

@@ -14,14 +14,13 @@ import pytest
 import redis
 
 from gateway.limit_redis import LimitsAwayError, RedisStore
-from gateway.limits import Limits
+from gateway.limits import Ask, Limits
 from gateway.tests.calls import PATIENCE_S, until
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
-from gateway.tests.limited import limited_proxy, spent_by, wait_until_counting
-from gateway.tests.live import LiveProxy, free_port
+from gateway.tests.limited import COST, answer, ask, limited_proxy, metric, spent_by, wait_until_counting
+from gateway.tests.live import LiveProxy, free_port, wait_until
 from gateway.tests.redis_server import running_redis
-from gateway.tests.test_limiter import COST, answer, ask, metric, wait_until
-from gateway.tests.test_limits import Store, replaced
+from gateway.tests.stores import Store
 
 KEY = "sk-lost-000000000001"
 MONEY = Limits(monthly_units=100)
@@ -42,6 +41,10 @@ async def worker(url: str) -> AsyncIterator[Store]:
     await until(lambda: not shared.is_away)
     yield Store(shared, "")
     keeping.cancel()
+
+
+def replaced(ask: Ask, *, spent: int) -> Ask:
+    return ask._replace(spent_units=spent)
 
 
 def forget_all(url: str) -> None:

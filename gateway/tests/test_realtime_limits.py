@@ -17,7 +17,7 @@ from gateway.tests.calls import PATIENCE_S
 from gateway.tests.fake_realtime import RealtimeUpstream
 from gateway.tests.limited import limited_proxy, spent_by
 from gateway.tests.live import LiveProxy
-from gateway.tests.test_limits import REDIS_URL, needs_redis
+from gateway.tests.redis_server import REDIS_URL, needs_redis
 
 MODELS, REALTIME = "sk-ws-models-00000001", "sk-ws-realtime-000001"
 CENT, SHARED, ERRORS, LONG = (

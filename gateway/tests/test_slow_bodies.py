@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.tests.fake_upstream import FakeUpstream
-from gateway.tests.limited import limited_proxy
-from gateway.tests.live import LiveProxy
-from gateway.tests.test_limiter import answer, ask, metric, wait_until
+from gateway.tests.limited import answer, ask, limited_proxy, metric
+from gateway.tests.live import LiveProxy, wait_until
 
 SLOW, OTHER = "sk-slow-000000000001", "sk-other-00000000001"
 HERE, THERE = "203.0.113.66", "198.51.100.1"

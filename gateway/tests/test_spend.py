@@ -15,9 +15,8 @@ import pytest
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.limited import limited_proxy, spent_by
-from gateway.tests.live import LiveProxy, new_client
-from gateway.tests.test_limiter import wait_until
-from gateway.tests.test_limits import REDIS_URL, needs_redis
+from gateway.tests.live import LiveProxy, new_client, wait_until
+from gateway.tests.redis_server import REDIS_URL, needs_redis
 
 CHAT_KEY, RESPONSES_KEY, PARALLEL = "sk-chat-000000000001", "sk-responses-0000001", "sk-parallel-00000001"
 TOKENS = 100

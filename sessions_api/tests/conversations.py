@@ -7,6 +7,8 @@ import datetime as dt
 import json
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2 as httpx
@@ -14,8 +16,8 @@ import psycopg
 from django.conf import settings
 
 from billing import keys
-from gateway.tests.fake_upstream import Exchange, FakeUpstream
-from gateway.tests.live import LiveProxy
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.live import PATIENCE_S, LiveProxy
 from sessions_api import services
 from sessions_api.context import Said
 from sessions_api.models import ChatSession
@@ -31,6 +33,8 @@ USAGE = {
     "total_tokens": 130,
     "completion_tokens_details": {"reasoning_tokens": 10},
 }
+EMPTY: list[tuple[Any, ...]] = []
+WHOLE_TURN = [("s", 2, "", 0, "user"), ("s", 2, "", 1, "assistant")]
 
 
 # With a live proxy
@@ -47,6 +51,16 @@ async def remember(exchange: Exchange) -> None:
     pieces = [text[start : start + 4] for start in range(0, len(text), 4)]
     await exchange.events(*map(chunk, pieces), chunk(finish_reason="stop"), {"choices": [], "usage": USAGE})
     await exchange.end_stream()
+
+
+async def cut(exchange: Exchange) -> None:
+    """Drop the line in the middle of an answer."""
+    asked = json.loads(await exchange.read_body())
+    await exchange.start_stream() if asked.get("stream") else await exchange.start_stream(
+        headers=(("content-type", "application/json"),)
+    )
+    await exchange.chunk(b'data: {"choices":[{"delta":{"content":"Hal"}}]}\n\n')
+    exchange.abort()
 
 
 def answer_to(messages: list[dict[str, str]]) -> str:
@@ -68,6 +82,25 @@ def say(proxy: LiveProxy, content: str, *, session: str = "s", api_key: str = AP
     headers = more.pop("headers", {})
     body = {"apiKey": api_key, "sessionId": session, "content": content, **more}
     return proxy.post(PATH, json=body, headers=headers)
+
+
+def held_turn(upstream: FakeUpstream, stack: ExitStack, proxy: LiveProxy) -> tuple[Gate, Any]:
+    """Begin a turn that stays with its upstream until the gate is opened; return gate and future answer."""
+    gate = Gate()
+
+    async def script(exchange: Exchange) -> None:
+        asked = json.loads(await exchange.read_body())
+        upstream.script = remember
+        upstream.signals.put("asked")
+        await gate.wait()
+        await exchange.answer(completion(answer_to(asked["messages"])))
+
+    upstream.script = script
+    pool = stack.enter_context(ThreadPoolExecutor(1))
+    stack.callback(gate.open)
+    future = pool.submit(say, proxy, "first")
+    assert upstream.signals.get(timeout=PATIENCE_S) == "asked"
+    return gate, future
 
 
 def sent_up(upstream: FakeUpstream, number: int = -1) -> list[tuple[str, str]]:

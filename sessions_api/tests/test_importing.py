@@ -20,10 +20,12 @@ from sessions_api.context import Said, messages_for
 from sessions_api.models import ChatMessage, ChatSession
 from sessions_api.tests.conversations import (
     API_KEY,
+    EMPTY,
     NOW,
     begin,
     caller,
     contents_of,
+    held_turn,
     say,
     sent_up,
     sibling,
@@ -31,7 +33,6 @@ from sessions_api.tests.conversations import (
     stored,
     take_turn,
 )
-from sessions_api.tests.test_chat import EMPTY, held_turn
 from sessions_api.tests.test_sessions import BEARER, ENGLISH, address, failed, told
 from sessions_api.tests.test_turns import assert_sums_are_right
 from sessions_api.turns import SessionBusyError, TurnLostError

@@ -22,14 +22,15 @@ from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.live import LiveProxy
 from sessions_api.tests.conversations import (
     API_KEY,
+    EMPTY,
     execute,
     expire_all,
+    held_turn,
     say,
     sibling,
     stored,
     take_turn,
 )
-from sessions_api.tests.test_chat import EMPTY, held_turn
 
 BEARER = {"Authorization": f"Bearer {API_KEY}"}
 STRANGER = {"Authorization": "Bearer sk-somebody-else-0123456789"}

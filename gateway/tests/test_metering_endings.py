@@ -1,0 +1,167 @@
+"""One record of each request, however it ends, and what is read on for whom has left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+
+from gateway.tests.fake_upstream import Exchange, FakeUpstream
+from gateway.tests.live import LiveProxy
+from gateway.tests.metered import CHAT, RECORDS, USAGE, Ledger, chunk
+from gateway.tests.raw_client import RawClient
+
+RECORDED = b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in (chunk("Hello"), chunk(usage=USAGE)))
+RECORDED += b"data: [DONE]\n\n"
+
+
+@pytest.mark.slow
+def test_one_record_wherever_the_upstream_cuts(metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger) -> None:
+    wire = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    wire += b"%x\r\n%b\r\n0\r\n\r\n" % (len(RECORDED), RECORDED)
+    cuts = range(0, len(wire) + 1)
+    at = iter(cuts)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        cut = next(at)
+        await exchange.send(wire[:cut])
+        if cut < len(wire):
+            await exchange.close()
+
+    upstream.script = script
+    for _ in cuts:
+        with RawClient(metered) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.answer()
+    outcomes = [record[3] for record in ledger.new(len(cuts))]
+    assert set(outcomes) == {"upstream_error", "completed"}
+    assert outcomes[-1] == "completed"
+    reported = [record for record in metered.rows(RECORDS)[-len(cuts) :] if record[4] == "upstream"]
+    assert all(record[5:8] == (60, 40, 30) for record in reported)
+    assert reported
+
+
+@pytest.mark.slow
+def test_one_record_wherever_the_client_leaves(metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        for at in range(0, len(RECORDED), 16):
+            await exchange.chunk(RECORDED[at : at + 16])
+            await asyncio.sleep(0)
+        await exchange.end_stream()
+
+    upstream.script = script
+    cuts = range(0, len(RECORDED) + 200, 3)
+    for cut in cuts:
+        with RawClient(metered) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            received = 0
+            while received < cut and (data := client.socket.recv(min(64, cut - received))):
+                received += len(data)
+            if cut % 2:
+                client.reset()
+    assert {record[3] for record in ledger.new(len(cuts))} <= {"client_closed", "completed"}
+
+
+def test_a_client_that_leaves_may_be_read_on_for(upstream: FakeUpstream) -> None:
+    left = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), done=False)
+        upstream.signals.put("sent")
+        await left.wait()
+        await exchange.events(chunk(usage=USAGE))
+        await exchange.end_stream()
+
+    upstream.script = script
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT="drain") as proxy:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.read_until(b"Hello")
+        # The proxy has seen the client leave once it has answered another.
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        record = proxy.wait_for_rows(RECORDS, 1)[0]
+    assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+def test_an_answer_that_comes_whole_after_its_client_has_left_may_be_read_on_for(upstream: FakeUpstream) -> None:
+    left = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        upstream.signals.put("asked")
+        await left.wait()
+        await exchange.answer(json.dumps({"model": "gpt-4o-mini", "usage": USAGE}).encode())
+
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT="drain") as proxy:
+        assert proxy.get("/v1/models").status_code == 200  # leaves a connection to ask on
+        upstream.script = script
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b"{}")
+            assert upstream.signals.get(timeout=60) == "asked"
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        record = proxy.wait_for_rows(RECORDS, 2)[1]
+    assert record[2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+@pytest.mark.parametrize("policy", ["cancel", "drain"])
+def test_what_was_never_sent_has_used_nothing(policy: str) -> None:
+    with socket.socket() as full, contextlib.ExitStack() as stack:
+        # A listener with a full backlog: connection attempts hang.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            attempt = stack.enter_context(socket.socket())
+            attempt.setblocking(False)
+            attempt.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with LiveProxy(UPSTREAM_URL=url, JOURNAL_FLUSH_SECONDS="0.1", ON_CLIENT_DISCONNECT=policy) as proxy:
+            with RawClient(proxy) as client:
+                body = json.dumps(CHAT).encode()
+                client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=body)
+                assert proxy.get("/healthz").status_code == 200
+            record = proxy.wait_for_rows(RECORDS, 1)[0]
+    assert record[2:8] == (0, "client_closed", "none", 0, 0, 0)
+
+
+def test_no_more_is_read_on_for_a_client_that_has_left_than_allowed(upstream: FakeUpstream) -> None:
+    left, piece = asyncio.Event(), chunk("Hello " * 2000)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), done=False)
+        await left.wait()
+        for _ in range(8000):
+            await exchange.events(piece, done=False)
+        await exchange.events(chunk(usage=USAGE))
+        await exchange.end_stream()
+
+    upstream.script = script
+    policy = {"ON_CLIENT_DISCONNECT": "drain", "DRAIN_MAX_BYTES": "100000"}
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1", **policy) as proxy:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=b'{"stream":true}')
+            client.read_until(b"Hello")
+        assert proxy.get("/healthz").status_code == 200
+        upstream.loop.call_soon_threadsafe(left.set)
+        assert proxy.wait_for_rows(RECORDS, 1)[0][3] == "client_closed"
+        [(read,)] = proxy.rows("SELECT response_bytes FROM billing_usagerecord")
+    # And what had been read when the bound was met: at most as much as the transport holds.
+    assert 100_000 < read < 1_000_000
+
+
+def test_what_is_refused_here_is_recorded_as_refused(metered: LiveProxy, ledger: Ledger) -> None:
+    with RawClient(metered) as client:
+        client.request("POST", "/v1/files", "Content-Length: 99999999999")
+        assert client.answer().status == 413
+    assert ledger.new()[0][2:5] == (413, "refused", "none")
