@@ -27,8 +27,9 @@ from gateway.limit_memory import MemoryStore
 from gateway.limit_redis import RedisStore
 from gateway.limiter import Limiter, LimiterOptions
 from gateway.limits import Limits, Rules
-from gateway.metering import Metering, RequestMeter
+from gateway.metering import Metering
 from gateway.relay import Relay
+from gateway.request_meter import RequestMeter
 from gateway.tally import Tally
 
 BODY = b'{"model":"gpt-4o-mini","max_tokens":100,"messages":[{"role":"user","content":"' + b"word " * 100 + b'"}]}'

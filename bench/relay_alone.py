@@ -13,8 +13,9 @@ from billing.events import Outcome
 from gateway import headers as wire
 from gateway.asgi import Receive, Scope, Send
 from gateway.estimation import Estimator
-from gateway.metering import Metering, RequestMeter
+from gateway.metering import Metering
 from gateway.relay import Relay, RelayLimits
+from gateway.request_meter import RequestMeter
 from gateway.sandbox.transport import SandboxTransport
 from gateway.transport import PooledTransport, tls_context
 from proxysite import settings

@@ -107,7 +107,7 @@ class SessionMeter(Meters, Protocol):
 
 
 class RequestMeter(Meters, Protocol):
-    """See `gateway.metering.RequestMeter`."""
+    """See `gateway.request_meter.RequestMeter`."""
 
     method: str
     endpoint: Endpoint

@@ -14,7 +14,8 @@ from gateway.asgi import Receive, Scope, Send, send_error
 from gateway.errors import OverloadedError
 from gateway.exchange import Exchange
 from gateway.limiter import Limiter
-from gateway.metering import Metering, RequestMeter
+from gateway.metering import Metering
+from gateway.request_meter import RequestMeter
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import httpx2 as httpx
 from gateway import headers as wire
 from gateway.asgi import Message
 from gateway.errors import BodyTooLargeError
-from gateway.metering import MOST_BODY_BYTES, RequestMeter
+from gateway.request_meter import MOST_BODY_BYTES, RequestMeter
 
 if TYPE_CHECKING:
     from gateway.relay import Relay

@@ -12,7 +12,7 @@ from gateway import headers as wire
 from gateway.access_log import log_access
 from gateway.endpoints import Endpoint, Meter, endpoint_of
 from gateway.estimator_process import extrapolated
-from gateway.metering import Metering, Trace, dearer_tier
+from gateway.metering import Metering, Trace
 from gateway.usage import RealtimeReader, RequestFacts, UnfinishedResponse, request_facts
 from proxysite.logs import current_request_id
 
@@ -82,7 +82,7 @@ class SessionMeter:
         finally:
             # Whatever happens while tokens are counted, the response is told of. Of speech there are none to count:
             # what it has cost nobody knows, and it is left without a price.
-            tier = unfinished.service_tier or dearer_tier(asked.service_tier)
+            tier = unfinished.service_tier or asked.dearer_tier
             event = self._append(outcome, usage, model, tier, "estimated")
             if usage == _NO_USAGE:
                 self._uncounted = event

@@ -9,7 +9,8 @@ import json
 import pytest
 
 from billing.events import Usage, UsageEvent
-from gateway.metering import MOST_HELD_BYTES, Metering, RequestMeter
+from gateway.metering import Metering
+from gateway.request_meter import MOST_HELD_BYTES, RequestMeter
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
 from gateway.tests.metered import CHAT, USAGE, Ledger, chunk, post

@@ -39,6 +39,11 @@ class RequestFacts(Struct, frozen=True):
     files: int = 0
     text_bytes: int = 0
 
+    @property
+    def dearer_tier(self) -> str:
+        """The tier that was asked for where it costs more than none; a cheaper one is not believed to who asks."""
+        return self.service_tier if self.service_tier == "priority" else ""
+
 
 class PromptSample(Struct, frozen=True):
     """The text of a prompt, tools and schemas included, for an estimate of its tokens.
