@@ -50,6 +50,16 @@ async def open_socket(host: str, port: int, *, proxy_url: str | None) -> socket.
     return sock
 
 
+def check_open(transport: asyncio.BaseTransport) -> None:
+    """Raise ConnectionResetError if the other side has hung up already: to be asked right before `start_tls`.
+
+    Of a connection that is ending uvloop's `start_tls` makes one that never ends: nobody is told, and what is written
+    to it waits for good (0.23: `SSLProtocol.connection_lost` comes before `connection_made`).
+    """
+    if transport.is_closing():
+        raise ConnectionResetError("the connection was closed before TLS began")
+
+
 async def _open_through_proxy(host: str, port: int, proxy_url: str) -> socket.socket:
     # The proxy resolves the name, with socks5:// as with socks5h://: so does httpx, and where the upstream
     # is blocked its name often resolves wrongly too.

@@ -14,7 +14,7 @@ import ssl
 import httpx2 as httpx
 
 from gateway.answer import Answer
-from gateway.connect import open_socket, tls_context
+from gateway.connect import check_open, open_socket, tls_context
 from gateway.connection import Connection, Origin, ReadBuffer
 from gateway.outgoing import OutgoingRequest
 
@@ -134,6 +134,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         socket_transport, _ = await loop.create_connection(lambda: connection, sock=sock)
         if scheme == "https":
             try:
+                check_open(socket_transport)
                 # Not create_connection(ssl=...): it hides the socket's transport (see Connection.use).
                 transport = await loop.start_tls(
                     socket_transport, connection, self._tls_context(), server_hostname=host

@@ -20,7 +20,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import OPEN, Protocol, Side
 
-from gateway.connect import open_socket
+from gateway.connect import check_open, open_socket
 from gateway.connection import READ_BYTES, ReadBuffer
 from gateway.errors import BadRequestError, UpstreamConnectionError, UpstreamProtocolError, UpstreamTimeoutError
 from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
@@ -101,6 +101,7 @@ class Dialer:
                 sock.close()
                 raise
             if self.ssl_context is not None:
+                check_open(plain)
                 # Not create_connection(ssl=...): it hides the socket's transport (see UpstreamSocket.use).
                 transport = await loop.start_tls(plain, connection, self.ssl_context, server_hostname=self.host)
                 connection.use(transport, over=plain)

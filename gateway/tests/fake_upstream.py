@@ -19,7 +19,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 Script = Callable[["Exchange"], Awaitable[None]]
@@ -290,6 +290,23 @@ class FakeUpstream:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+
+@contextlib.contextmanager
+def hanging_up() -> Iterator[int]:
+    """Serve on a port: take each connection, and close it before a byte has passed. As a full load balancer does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE_S)
 
 
 def _parse_head(head: bytes, connection: int) -> RecordedRequest:

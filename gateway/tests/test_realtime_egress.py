@@ -14,6 +14,7 @@ from websockets.asyncio.server import ServerConnection
 
 from gateway.tests.egress_proxies import ConnectProxy, EgressProxy, Socks5Proxy
 from gateway.tests.fake_realtime import MIB, RealtimeUpstream, echo
+from gateway.tests.fake_upstream import hanging_up
 from gateway.tests.live import LiveProxy, free_port
 from gateway.tests.sockets import LIMIT, dial, end_of, error_code, refusal, settled
 
@@ -106,3 +107,12 @@ async def test_an_upstream_that_cannot_be_connected_to_is_a_504_or_a_502() -> No
             gone = await refusal(lost)
     assert (late.status_code, error_code(late)) == (504, "upstream_timeout")
     assert (gone.status_code, error_code(gone)) == (502, "upstream_unreachable")
+
+
+async def test_an_upstream_that_hangs_up_before_tls_is_a_502() -> None:
+    with hanging_up() as port, LiveProxy(UPSTREAM_URL=f"https://127.0.0.1:{port}") as proxy:
+        for _ in range(3):
+            response = await refusal(proxy)
+            assert (response.status_code, error_code(response)) == (502, "upstream_unreachable")
+            assert proxy.get("/v1/models").status_code == 502
+        assert "Traceback" not in proxy.log

@@ -10,8 +10,9 @@ import httpx2 as httpx
 import pytest
 import trustme
 
-from gateway.tests.calls import PATIENCE_S, MakeTransport, call, read, request_to
-from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S, MakeTransport, call, read, request_to, until
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate, hanging_up
+from gateway.transport import PooledTransport
 
 
 class TestTls:
@@ -55,6 +56,18 @@ class TestTls:
         with pytest.raises(httpx.ConnectError):
             await transport.handle_async_request(request_to(url))
         server.close()
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    async def test_an_upstream_that_hangs_up_at_once_is_an_error_at_once(
+        self, transport: httpx.AsyncBaseTransport, scheme: str
+    ) -> None:
+        with hanging_up() as port:
+            for _ in range(5):  # whether it is heard of before TLS begins is a matter of one turn of the loop
+                asking = transport.handle_async_request(request_to(f"{scheme}://127.0.0.1:{port}"))
+                with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)):
+                    await asyncio.wait_for(asking, LEFT_WITHIN_S)
+        if isinstance(transport, PooledTransport):
+            await until(lambda: transport.busy == 0)
 
     @pytest.mark.parametrize("framing", [b"Content-Length: 3000000\r\n", b""])
     async def test_a_slow_reader_gets_everything_sent_before_the_end(
