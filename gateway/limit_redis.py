@@ -148,8 +148,10 @@ class RedisStore:
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._line.opened.wait(), _PROBE_SECONDS)
-                if self._line.is_open and (self._line.opened.is_set() or self.is_away):
-                    self._line.opened.clear()
+                is_new = self._line.opened.is_set()
+                # Also of one that is lost again by now: what is set would not be waited for, not even once.
+                self._line.opened.clear()
+                if self._line.is_open and (is_new or self.is_away):
                     await self._recover()
                 if self.is_away:
                     continue
