@@ -86,8 +86,10 @@ class RedisStore:
         try:
             answer = await self._run(ADMIT, asks, arguments)
         except asyncio.CancelledError:
-            # The client has left meanwhile; it may have been counted all the same.
-            self._send_later(self._settlement(request_id, asks, tokens=0, units=0, month=month, is_end=True))
+            # The client has left meanwhile; it may have been counted all the same. Tokens a minute brings back: to give
+            # back what Redis has refused would fill the measure of whoever leaves at once.
+            untaken = [ask._replace(tokens=0) for ask in asks]
+            self._send_later(self._settlement(request_id, untaken, tokens=0, units=0, month=month, is_end=True))
             raise
         if answer[0]:
             place, reason, limit, remaining, wait_ms, reset_ms = answer

@@ -6,20 +6,65 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import hiredis
+import pytest
 
 from gateway.limit_redis import RedisStore
-from gateway.tests.calls import until
+from gateway.limits import Ask, Limits
+from gateway.tests.calls import PATIENCE_S, until
+from gateway.tests.redis_server import running_redis
+from gateway.tests.test_limits import Store
 
 
 @contextlib.asynccontextmanager
-async def counting(url: str) -> AsyncIterator[RedisStore]:
+async def counting(url: str, *, deadline_s: float = 0.05) -> AsyncIterator[RedisStore]:
     """Hold the counts that are kept there, whether it answers or not."""
-    store = RedisStore(url, prefix="proxysite-test")
+    store = RedisStore(url, prefix="proxysite-test", deadline_s=deadline_s)
     keeping = asyncio.create_task(store.keep())
     yield store
     keeping.cancel()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    with running_redis(tmp_path) as url:
+        async with counting(url, deadline_s=PATIENCE_S) as shared:
+            await until(lambda: not shared.is_away)
+            yield Store(shared, "")
+
+
+async def admitted_for_nobody(store: Store, one: Ask) -> None:
+    """Ask for a client that leaves while Redis is asked."""
+
+    async def leave() -> None:
+        asking = asyncio.current_task()
+        assert asking is not None
+        asking.cancel()  # at its next wait
+        await store.admit(one)
+
+    leaving = asyncio.create_task(leave())
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+
+async def test_whoever_is_refused_and_has_left_gets_no_tokens_back_that_he_had_not_taken(store: Store) -> None:
+    one = store.ask(Limits(tokens_per_minute=1000), tokens=900)
+    assert await store.admit(one) is None
+    await admitted_for_nobody(store, one)
+    # The store tells of it behind its next look at Redis.
+    held = store.ask(Limits(concurrent_streams=1), name="k:b")
+    await admitted_for_nobody(store, held)
+    await until_admitted(store, held)
+    assert await store.admit(one) is not None
+
+
+async def until_admitted(store: Store, one: Ask) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while await store.admit(one) is not None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def test_a_redis_that_hangs_up_behind_its_greeting_is_waited_for_without_work() -> None:
