@@ -37,7 +37,11 @@ _SCRIPTS = (ADMIT, EXTEND, SETTLE, RENEW, RESTORE, BEGIN)
 
 
 class LimitsAwayError(Exception):
-    """The counts cannot be reached now."""
+    """The counts cannot be reached now. `was_asked`: what was asked for may be counted all the same, later."""
+
+    def __init__(self, *, was_asked: bool = False) -> None:
+        super().__init__()
+        self.was_asked = was_asked
 
 
 class _Settlement(NamedTuple):
@@ -86,10 +90,7 @@ class RedisStore:
         try:
             answer = await self._run(ADMIT, asks, arguments)
         except asyncio.CancelledError:
-            # The client has left meanwhile; it may have been counted all the same. Tokens a minute brings back: to give
-            # back what Redis has refused would fill the measure of whoever leaves at once.
-            untaken = [ask._replace(tokens=0) for ask in asks]
-            self._send_later(self._settlement(request_id, untaken, tokens=0, units=0, month=month, is_end=True))
+            self.disown(request_id, asks, month=month)  # the client has left meanwhile
             raise
         if answer[0]:
             place, reason, limit, remaining, wait_ms, reset_ms = answer
@@ -100,6 +101,15 @@ class RedisStore:
             self._witness.held[request_id] = held
             self._witness.hear(asks, answer[1:], month=month)
         return None
+
+    def disown(self, request_id: str, asks: Sequence[Ask], *, month: str) -> None:
+        """Give back what Redis may have taken for a request of which nothing comes.
+
+        But for tokens, which come back within the minute: to give back what was refused would fill the measure of
+        whoever leaves at once.
+        """
+        untaken = [ask._replace(tokens=0) for ask in asks]
+        self._send_later(self._settlement(request_id, untaken, tokens=0, units=0, month=month, is_end=True))
 
     async def extend(self, request_id: str, asks: Sequence[Ask], *, units: int, month: str, now: float) -> bool:
         """Reserve so much more for a request in progress; return whether it was there. Raises LimitsAwayError.
@@ -198,7 +208,7 @@ class RedisStore:
             try:
                 answer = await self._call(script, keys, [*arguments, self._epoch])
             except RedisAwayError as exc:
-                raise LimitsAwayError from exc
+                raise LimitsAwayError(was_asked=True) from exc
             if answer[0] != _LOST:
                 self._failures = 0
                 return answer

@@ -330,6 +330,8 @@ class Limiter:
         except LimitsAwayError as exc:
             self.tally.uncounted()
             if self.options.refuses_when_away:
+                if exc.was_asked and isinstance(self.store, RedisStore):
+                    self.store.disown(meter.request_id, asks, month=month)
                 message = "Limits cannot be checked now; try again soon."
                 error = LimitsUnavailableError(message, retry_after_s=1)
                 raise self._refused("key", "limits_away", error) from exc

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import hiredis
 import pytest
+import redis
 
-from gateway.limit_redis import RedisStore
+from gateway.limit_redis import LEASE_SECONDS, RedisStore
 from gateway.limits import Ask, Limits
 from gateway.tests.calls import PATIENCE_S, until
+from gateway.tests.fake_upstream import FakeUpstream
+from gateway.tests.limited import limited_proxy
 from gateway.tests.redis_server import running_redis
+from gateway.tests.test_limiter import answer, ask, wait_until
 from gateway.tests.test_limits import Store
+
+KEY = "sk-late-0000000000001"
 
 
 @contextlib.asynccontextmanager
@@ -58,6 +64,22 @@ async def test_whoever_is_refused_and_has_left_gets_no_tokens_back_that_he_had_n
     await admitted_for_nobody(store, held)
     await until_admitted(store, held)
     assert await store.admit(one) is not None
+
+
+def test_a_request_that_is_refused_since_redis_is_late_holds_nothing_when_redis_counts_it(tmp_path: Path) -> None:
+    settings = {"LIMITS_TIMEOUT_SECONDS": "0.05", "ON_LIMITS_UNAVAILABLE": "refuse", "KEY_CONCURRENT_STREAMS": "1"}
+    with (
+        running_redis(tmp_path) as url,
+        FakeUpstream(answer) as upstream,
+        redis.Redis.from_url(url) as client,
+        limited_proxy({}, UPSTREAM_URL=upstream.url, REDIS_URL=url, **settings) as proxy,
+    ):
+        began_s = time.monotonic()
+        client.client_pause(300)
+        assert ask(proxy, KEY).status_code == 503
+        # Its one stream would be free again with the lease of the one that was refused.
+        wait_until(lambda: ask(proxy, KEY).status_code == 200)
+        assert time.monotonic() - began_s < LEASE_SECONDS / 2
 
 
 async def until_admitted(store: Store, one: Ask) -> None:
