@@ -118,15 +118,15 @@ class RedisStore:
         """
         paid = [ask for ask in asks if ask.limits.monthly_units]
         # One that passed while Redis was away has reserved nothing yet.
-        held = self._witness.held.get(request_id) or Held(asks, 0)
-        total = max(held.units + units, 0)
-        arguments: list[str | int] = [request_id, month, total, LEASE_SECONDS]
-        arguments += [ask.limits.monthly_units for ask in paid]
-        (has_changed,) = await self._run(EXTEND, paid, arguments)
-        is_there = bool(has_changed) or units < 0
-        if is_there:
-            held.units = total
-            self._witness.held[request_id] = held
+        held = self._witness.held.setdefault(request_id, Held(asks, 0))
+        async with held.turn:  # Redis is told a sum, to which two would otherwise add at once
+            total = max(held.units + units, 0)
+            arguments: list[str | int] = [request_id, month, total, LEASE_SECONDS]
+            arguments += [ask.limits.monthly_units for ask in paid]
+            (has_changed,) = await self._run(EXTEND, paid, arguments)
+            is_there = bool(has_changed) or units < 0
+            if is_there:
+                held.units = total
         return is_there
 
     def settle(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.limits import Ask
 
@@ -15,10 +16,11 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Held:
-    """What a request in progress has taken, and `units` that it has reserved in all."""
+    """What a request in progress has taken, and `units` that it has reserved in all: changed by one at a time."""
 
     asks: Sequence[Ask]
     units: int
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Witness:

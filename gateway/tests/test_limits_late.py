@@ -66,6 +66,15 @@ async def test_whoever_is_refused_and_has_left_gets_no_tokens_back_that_he_had_n
     assert await store.admit(one) is not None
 
 
+async def test_what_is_reserved_and_given_back_at_one_moment_adds_up(store: Store) -> None:
+    """As a session does: one response ends while the next one is asked for."""
+    one = store.ask(Limits(monthly_units=100), units=40)
+    assert await store.admit(one) is None
+    assert all(await asyncio.gather(store.extend(1, one, units=50), store.extend(1, one, units=-40)))
+    assert await store.admit(one._replace(units=51)) is not None
+    assert await store.admit(one._replace(units=50)) is None
+
+
 def test_a_request_that_is_refused_since_redis_is_late_holds_nothing_when_redis_counts_it(tmp_path: Path) -> None:
     settings = {"LIMITS_TIMEOUT_SECONDS": "0.05", "ON_LIMITS_UNAVAILABLE": "refuse", "KEY_CONCURRENT_STREAMS": "1"}
     with (
