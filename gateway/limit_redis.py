@@ -30,6 +30,8 @@ _RENEW_SECONDS = 15.0
 _FAILURES_TO_OPEN = 3
 _PROBE_SECONDS = 1.0
 _MOST_UNSENT = 10_000
+# Of those in flight together: all of them take Redis, and this worker, longer than an answer may.
+_MOST_AT_ONCE = 50
 # How long a request waits until a Redis that has lost its memory has been told.
 _RECOVERY_SECONDS = 1.0
 _LOST = -1
@@ -253,6 +255,8 @@ class RedisStore:
                 self._recover()
             else:
                 self._witness.hear(settlement.asks, found[1:], month=settlement.month)
+                if self._unsent:
+                    self._send(self._unsent.popleft())
         elif str(exc) == "NOSCRIPT":
             self._send(settlement, is_text=True)
         else:
@@ -260,7 +264,8 @@ class RedisStore:
             self._send_later(settlement)
 
     def _send_rest(self) -> None:
-        for _ in range(len(self._unsent)):
+        """Begin to tell what waits: each that is taken sends the next."""
+        for _ in range(min(len(self._unsent), _MOST_AT_ONCE)):
             self._send(self._unsent.popleft())
 
     def _send_later(self, settlement: _Settlement) -> None:

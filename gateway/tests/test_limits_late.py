@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from gateway.limit_redis import LEASE_SECONDS, RedisStore
+from gateway.limit_scripts import ADMIT, SETTLE
 from gateway.limits import Ask, Limits
 from gateway.tests.calls import PATIENCE_S, until
 from gateway.tests.fake_upstream import FakeUpstream
@@ -73,6 +74,45 @@ async def test_what_is_reserved_and_given_back_at_one_moment_adds_up(store: Stor
     assert all(await asyncio.gather(store.extend(1, one, units=50), store.extend(1, one, units=-40)))
     assert await store.admit(one._replace(units=51)) is not None
     assert await store.admit(one._replace(units=50)) is None
+
+
+async def test_however_much_was_used_while_redis_was_away_it_is_told_a_little_at_a_time() -> None:
+    """All at once would take longer than an answer may, and the store would take Redis for away again."""
+    settled = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal settled
+        parser, unanswered = hiredis.Reader(), 0
+        while data := await reader.read(65536):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                script = command[1].decode() if command[0] == b"EVALSHA" else ""
+                if script == SETTLE.sha:
+                    settled += 1
+                    unanswered += 1
+                elif script == ADMIT.sha:
+                    # Only now, so that all that was sent before it is in flight.
+                    writer.write(b"*1\r\n:1\r\n" * unanswered + b"*2\r\n:0\r\n:0\r\n")
+                    unanswered = 0
+                else:
+                    writer.write(b"$5\r\nepoch\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    shared = RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", prefix="p", deadline_s=PATIENCE_S)
+    store = Store(shared, "")
+    one = store.ask(Limits(tokens_per_minute=10))
+    for number in range(1000):
+        store.settle(number, one, tokens=1)
+    keeping = asyncio.create_task(shared.keep())
+    await until(lambda: not shared.is_away)
+    assert await store.admit(one) is None
+    assert 0 < settled < 200
+    while settled < 1000:
+        assert await store.admit(one) is None
+    assert settled == 1000
+    keeping.cancel()
+    server.close()
 
 
 def test_a_request_that_is_refused_since_redis_is_late_holds_nothing_when_redis_counts_it(tmp_path: Path) -> None:
