@@ -165,8 +165,9 @@ class RedisStore:
                 is_new = self._line.opened.is_set()
                 # Also of one that is lost again by now: what is set would not be waited for, not even once.
                 self._line.opened.clear()
-                if self._line.is_open and (is_new or self.is_away):
-                    await self._recover()
+                if self._line.is_open and (is_new or self.is_away) and not await self._recover() and not is_new:
+                    # Its address may lead to another one by now: what is a replica since a failover stays one.
+                    self._line.drop()
                 if self.is_away:
                     continue
                 self._send_rest()

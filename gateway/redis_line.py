@@ -55,6 +55,11 @@ class RedisLine:
             raise RedisAwayError("no connection")
         return protocol.call(command, self.deadline_s)
 
+    def drop(self) -> None:
+        """Give the connection up, for a new one."""
+        if self._protocol is not None:
+            self._protocol.abort()
+
     async def keep(self) -> None:
         """Hold a connection, made anew whenever it ends, until cancelled."""
         wait_s = 0.1

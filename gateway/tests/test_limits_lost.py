@@ -140,6 +140,39 @@ async def test_a_redis_that_only_answers_is_away_until_it_takes_what_is_written(
         assert await store.admit(one) is None
 
 
+async def test_a_redis_that_became_a_replica_is_left_for_the_one_that_its_address_leads_to(tmp_path: Path) -> None:
+    with running_redis(tmp_path) as old, running_redis(tmp_path) as new:
+        primary = old
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            port = int(primary.rpartition(":")[2].partition("/")[0])
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    sink.write(data)
+            sink.close()
+
+        server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+        async with worker(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0") as store:
+            one = store.ask(Limits(requests_per_minute=1))
+            shared = store.store
+            assert isinstance(shared, RedisStore)
+            primary = new
+            with redis.Redis.from_url(old) as client:
+                client.replicaof("127.0.0.1", "1")
+            for _ in range(3):
+                with pytest.raises(LimitsAwayError):
+                    await store.admit(one)
+            await until(lambda: not shared.is_away)
+            assert await store.admit(one) is None
+            with redis.Redis.from_url(new) as client:
+                assert client.exists("proxysite-test:limits:epoch")
+        server.close()
+
+
 def test_a_full_redis_is_shown_as_away_all_the_time(tmp_path: Path) -> None:
     with running_redis(tmp_path) as url, FakeUpstream(answer) as upstream, redis.Redis.from_url(url) as client:
         settings = {"REDIS_URL": url, "KEY_REQUESTS_PER_MINUTE": "1"}
