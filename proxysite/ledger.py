@@ -32,6 +32,7 @@ logger = logging.getLogger("proxysite.ledger")
 Result = TypeVar("Result")
 
 _NICENESS = 10
+_FAREWELL_SECONDS = 2.0
 _LENGTH = struct.Struct("!I")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -92,9 +93,18 @@ class LedgerProcess:
         return reply
 
     def close(self) -> None:
-        """End the process, once it has finished what it was given."""
-        with self._lock:
+        """End the process, once it has finished what it was given.
+
+        A database that does not answer must not keep a worker for good: what was on its way stands in the journal.
+        """
+        if not self._lock.acquire(timeout=_FAREWELL_SECONDS):
+            if (child := self._child) is not None:
+                child.kill()
+            return
+        try:
             self._end()
+        finally:
+            self._lock.release()
 
     def _end(self) -> None:
         child, self._child = self._child, None

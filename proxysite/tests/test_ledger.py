@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -31,3 +35,22 @@ def test_lines_are_recorded_each_once_and_what_is_none_is_told_apart() -> None:
 def test_lines_without_an_event_need_no_database() -> None:
     # Without the django_db mark every access to the database raises.
     assert ledger.record(b"damaged\n").corrupt == 1
+
+
+def children() -> set[int]:
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_a_process_that_waits_for_a_database_that_does_not_answer_keeps_nobody() -> None:
+    process, before = ledger.LedgerProcess(), children()
+    process.start()
+    (child,) = children() - before
+    os.kill(child, signal.SIGSTOP)  # as if a table were locked, or the database's machine gone
+    with ThreadPoolExecutor(1) as journal:
+        recording = journal.submit(process.record, b"damaged\n")
+        while not process._lock.locked():
+            os.sched_yield()
+        process.close()
+        with pytest.raises(ledger.LedgerError):
+            recording.result(60)
+    assert child not in children()
