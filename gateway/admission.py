@@ -46,6 +46,12 @@ class Policy(Generic[Decided]):
         if time.monotonic() - self._read_at >= self._max_age_s:
             self.refresh()
 
+    def _refresh_announced(self) -> None:
+        try:
+            self.refresh()
+        except Exception as exc:  # whatever it is, the next announcement must be heard
+            logger.warning("what operators have decided could not be read: %s", type(exc).__name__)
+
     async def listen(self, redis_url: str, channel: str) -> None:
         """Read the policy at once whenever another process announces a change, until cancelled."""
         while True:
@@ -54,7 +60,7 @@ class Policy(Generic[Decided]):
                     await subscription.subscribe(channel)
                     async for message in subscription.listen():
                         if message["type"] == "message":
-                            await asyncio.to_thread(self.refresh)
+                            await asyncio.to_thread(self._refresh_announced)
             except (RedisError, OSError) as exc:
                 logger.warning("changes of policy are not announced: %s", type(exc).__name__)
                 await asyncio.sleep(_RECONNECT_SECONDS)
