@@ -104,9 +104,20 @@ class Realtime:
             await deny(send, error, request_id=relay.metering.new_event_id())
             return
         meter = SessionMeter(relay.metering, scope, model=_model_asked_for(scope))
+        is_full = relay.open_streams >= relay.limits.max_open_streams
+        relay.open_sockets += 1  # before anything is waited for, while others come
+        try:
+            if await self._is_admitted(scope, send, meter, is_full=is_full):
+                await _Conversation(self, scope, receive, send, meter).run()
+        finally:
+            relay.open_sockets -= 1
+
+    async def _is_admitted(self, scope: Scope, send: Send, meter: SessionMeter, *, is_full: bool) -> bool:
+        """Return whether a client may come in; if not, it has been told."""
+        relay = self.relay
         try:
             meter.check_not_blocked()
-            if relay.open_streams >= relay.limits.max_open_streams:
+            if is_full:
                 raise OverloadedError("Too many open streams; try again soon.", retry_after_s=1)
             if relay.limiter is not None:
                 relay.limiter.screen(meter, scope)
@@ -117,12 +128,8 @@ class Realtime:
             meter.end("refused")
             relay.metering.tally.failed(error.code)
             await deny(send, error, request_id=meter.request_id)
-            return
-        relay.open_sockets += 1
-        try:
-            await _Conversation(self, scope, receive, send, meter).run()
-        finally:
-            relay.open_sockets -= 1
+            return False
+        return True
 
     async def connect(self, scope: Scope) -> Peer:
         """Return an open connection to the upstream, or to the sandbox.

@@ -11,11 +11,14 @@ from pathlib import Path
 import hiredis
 import pytest
 import redis
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from gateway.limit_redis import LEASE_SECONDS, RedisStore
 from gateway.limit_scripts import ADMIT, SETTLE
 from gateway.limits import Ask, Limits
 from gateway.tests.calls import PATIENCE_S, until
+from gateway.tests.fake_realtime import RealtimeUpstream, echo
 from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.limited import limited_proxy
 from gateway.tests.redis_server import running_redis
@@ -129,6 +132,22 @@ def test_a_request_that_is_refused_since_redis_is_late_holds_nothing_when_redis_
         # Its one stream would be free again with the lease of the one that was refused.
         wait_until(lambda: ask(proxy, KEY).status_code == 200)
         assert time.monotonic() - began_s < LEASE_SECONDS / 2
+
+
+async def test_sessions_that_wait_for_redis_together_are_counted_one_by_one(tmp_path: Path) -> None:
+    settings = {"MAX_OPEN_STREAMS": "3", "KEY_REQUESTS_PER_MINUTE": "1000"}
+    with running_redis(tmp_path) as url, RealtimeUpstream() as upstream, redis.Redis.from_url(url) as client:
+        upstream.play(echo)
+        with limited_proxy({}, UPSTREAM_URL=upstream.url, REDIS_URL=url, **settings) as proxy:
+            address = f"{proxy.url.replace('http', 'ws')}/v1/realtime?model=m"
+            client.client_pause(1000)
+            dials = [connect(address, proxy=None, open_timeout=PATIENCE_S) for _ in range(8)]
+            found = await asyncio.gather(*dials, return_exceptions=True)
+            opened = [each for each in found if isinstance(each, ClientConnection)]
+            for each in opened:
+                await each.close()
+    assert len(opened) == 3, found
+    assert {each.response.status_code for each in found if isinstance(each, InvalidStatus)} == {503}
 
 
 async def until_admitted(store: Store, one: Ask) -> None:
