@@ -222,8 +222,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._keepalive.heard = True
-        if self._owed_pong:
-            pong, self._owed_pong = self._owed_pong, b""
+        pong, self._owed_pong = self._owed_pong, b""
+        if pong and not self._parted:  # behind which nothing is written
             self.transport.write(pong)
 
     def _resume_reading(self) -> None:

@@ -259,6 +259,38 @@ async def test_pings_without_end_cost_a_client_that_does_not_read_nothing(
         await asyncio.to_thread(read_on)
 
 
+async def test_a_pong_that_is_owed_to_a_client_that_is_turned_out_is_owed_no_more(
+    proxy: LiveProxy, upstream: RealtimeUpstream
+) -> None:
+    sent, heard = 0, Gate()
+
+    async def script(websocket: ServerConnection) -> None:
+        async def flood() -> None:
+            nonlocal sent
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await websocket.send(b"x" * MIB)
+                    sent += 1
+
+        await websocket.recv()
+        flooding = asyncio.create_task(flood())
+        await websocket.recv()
+        heard.open()
+        await flooding
+
+    upstream.play(script)
+    with RawSocket(proxy) as client:
+        client.opened()
+        client.frame(Opcode.TEXT, b"go on")
+        await settled(lambda: sent)
+        client.frame(Opcode.PING, b"still there?")
+        client.frame(Opcode.TEXT, b"the ping was heard")
+        await heard.wait()
+        client.send(b"\xff\xff")  # no frame
+        await asyncio.to_thread(client.read_to_end)
+    assert "resume_writing() failed" not in proxy.log
+
+
 # Logs
 
 
