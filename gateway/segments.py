@@ -285,7 +285,18 @@ def count_lines(path: Path) -> int:
 
 
 def set_aside(directory: Path, lines: Iterable[bytes]) -> None:
-    """Keep lines for an operator. Raises OSError."""
+    """Keep lines for an operator, all of them or none. Raises OSError."""
     descriptor = os.open(directory / SET_ASIDE_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "ab", buffering=0) as file:
-        file.write(b"".join(lines))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of all workers one writes, or cuts back
+        before_bytes = os.fstat(descriptor).st_size
+        left = memoryview(b"".join(lines))
+        try:
+            while left:  # a full disk first takes a part, and says why when asked again
+                left = left[os.write(descriptor, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, before_bytes)
+            raise
+    finally:
+        os.close(descriptor)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway import journal as journal_module
+from gateway import segments
 from gateway.segments import encode_line
 from gateway.tests.full_disks import Disk, FullByLimit, FullDisk, mount_tmpfs
 from gateway.tests.journals import Ledger, die, ids, journal_files, new_journal
@@ -50,6 +51,17 @@ def test_events_wait_in_memory_while_the_disk_is_full_and_go_straight_to_the_led
     disk.free()
     assert sorted(ledger.ids) == ids(range(300))
     assert journal.status().corrupt == journal.status().lost == journal.status().waiting == 0
+
+
+def test_what_a_disk_that_fills_up_does_not_take_is_not_set_aside_in_part(disk: Disk) -> None:
+    lines = [b"%08d\n" % number for number in range(2000)]
+    segments.set_aside(disk.directory, lines[:10])
+    disk.fill(but_bytes=1000)
+    with pytest.raises(OSError, match=r"No space left|File too large"):
+        segments.set_aside(disk.directory, lines)
+    disk.free()
+    segments.set_aside(disk.directory, lines[-1:])
+    assert (disk.directory / segments.SET_ASIDE_NAME).read_bytes() == b"".join([*lines[:10], lines[-1]])
 
 
 def test_with_disk_and_ledger_away_events_wait_until_either_is_back(disk: Disk, ledger: Ledger) -> None:
