@@ -31,10 +31,12 @@ class Policy(Generic[Decided]):
         load: Callable[[], Decided],
         apply: Callable[[Decided], None],
         max_age_s: float = 10.0,
+        silence_s: float = 15.0,
     ) -> None:
         self._load = load
         self._apply = apply
         self._max_age_s = max_age_s
+        self._silence_s = silence_s
         self._read_at = -max_age_s
 
     def refresh(self) -> None:
@@ -58,9 +60,16 @@ class Policy(Generic[Decided]):
             try:
                 async with redis.asyncio.from_url(redis_url) as client, client.pubsub() as subscription:
                     await subscription.subscribe(channel)
-                    async for message in subscription.listen():
-                        if message["type"] == "message":
+                    is_asked = False
+                    while True:
+                        message = await subscription.get_message(timeout=self._silence_s)
+                        if message is not None and message["type"] == "message":
                             await asyncio.to_thread(self._refresh_announced)
+                        elif message is None and is_asked:
+                            raise TimeoutError  # of a line that is dead nobody else says so
+                        elif message is None:
+                            await subscription.ping()
+                        is_asked = message is None
             except (RedisError, OSError) as exc:
                 logger.warning("changes of policy are not announced: %s", type(exc).__name__)
                 await asyncio.sleep(_RECONNECT_SECONDS)
