@@ -89,6 +89,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
 def module_upstream() -> Iterator[FakeUpstream]:
     with FakeUpstream() as server:
         yield server

@@ -20,10 +20,10 @@ from gateway.limits import Ask, Limits
 from gateway.tests.calls import PATIENCE_S, until
 from gateway.tests.fake_realtime import RealtimeUpstream, echo
 from gateway.tests.fake_upstream import FakeUpstream
-from gateway.tests.limited import limited_proxy
+from gateway.tests.limited import answer, ask, limited_proxy
+from gateway.tests.live import wait_until
 from gateway.tests.redis_server import running_redis
-from gateway.tests.test_limiter import answer, ask, wait_until
-from gateway.tests.test_limits import Store
+from gateway.tests.stores import Store
 
 KEY = "sk-late-0000000000001"
 
