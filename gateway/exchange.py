@@ -457,7 +457,7 @@ class Exchange:
 
     def _server_timing(self) -> bytes:
         """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
-        # Not the loop's clock: uvloop's stands still within one turn of the loop.
+        # Not the loop's clock: uvloop's counts whole milliseconds.
         meter = self._meter
         # In whole numbers, which are quicker to write out.
         own, own_rest = divmod(int((meter.asked_s - meter.started_s) * 1e5), 100)
@@ -471,16 +471,18 @@ class Exchange:
         self._ended = True
         if isinstance(exc, asyncio.CancelledError) and self._task is not None:
             self._task.uncancel()
-        # Shielded: a second cancellation must not keep the upstream's connection open.
-        if self._stream is not None:
-            await asyncio.shield(self._stream.aclose())
-        elif self._outgoing is not None:
-            await asyncio.shield(self._outgoing.abandon())
-        await self._count()
-        if isinstance(error, GatewayError):
-            self._relay.metering.tally.failed(error.code)
-        status = error.status if isinstance(error, GatewayError) and not self._head_sent else None
-        await self._meter.finish(outcome_of(error, was_asked=self._meter.asked_s > 0), status=status)
+        try:
+            # Shielded: a second cancellation must not keep the upstream's connection open.
+            if self._stream is not None:
+                await asyncio.shield(self._stream.aclose())
+            elif self._outgoing is not None:
+                await asyncio.shield(self._outgoing.abandon())
+            await self._count()
+        finally:  # nor keep the request from being told of
+            if isinstance(error, GatewayError):
+                self._relay.metering.tally.failed(error.code)
+            status = error.status if isinstance(error, GatewayError) and not self._head_sent else None
+            await self._meter.finish(outcome_of(error, was_asked=self._meter.asked_s > 0), status=status)
         if isinstance(error, ClientLeftError) or (self._whole is not None and self._head_sent):
             return
         if not self._head_sent:

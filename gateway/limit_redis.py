@@ -172,9 +172,9 @@ class RedisStore:
                     continue
                 self._send_rest()
                 if loop.time() >= renew_at:
-                    renew_at = loop.time() + _RENEW_SECONDS
-                    with contextlib.suppress(RedisAwayError):
+                    with contextlib.suppress(RedisAwayError):  # then once more in the next turn
                         await self._renew()
+                        renew_at = loop.time() + _RENEW_SECONDS
         finally:
             line.cancel()
             if self._recovery is not None:

@@ -129,6 +129,9 @@ class Realtime:
             relay.metering.tally.failed(error.code)
             await deny(send, error, request_id=meter.request_id)
             return False
+        except asyncio.CancelledError:  # the server stops
+            meter.end("refused")
+            raise
         return True
 
     async def connect(self, scope: Scope) -> Peer:
@@ -173,13 +176,15 @@ class _Conversation:
         finally:
             down.cancel()
             up.cancel()
-            await asyncio.wait((down, up))
-            # Tokens that have to be counted do not keep the upstream waiting for its end.
-            parting = asyncio.create_task(self._part())
             try:
-                await self._meter.finish(self._outcome)
-            finally:
-                await parting
+                await asyncio.wait((down, up))
+            finally:  # also where the server will not wait: the session is told of
+                # Tokens that have to be counted do not keep the upstream waiting for its end.
+                parting = asyncio.create_task(self._part())
+                try:
+                    await self._meter.finish(self._outcome)
+                finally:
+                    await parting
         for task in (down, up):
             if not task.cancelled():
                 task.result()

@@ -9,10 +9,18 @@ import socket
 
 import pytest
 
+from billing.events import UsageEvent
+from gateway.asgi import Message
+from gateway.errors import ResponseCutError
+from gateway.estimation import Estimator
+from gateway.metering import Metering
+from gateway.relay import Relay, RelayLimits
+from gateway.tests.calls import until
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
 from gateway.tests.metered import CHAT, RECORDS, USAGE, Ledger, chunk
 from gateway.tests.raw_client import RawClient
+from gateway.transport import PooledTransport, tls_context
 
 RECORDED = b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in (chunk("Hello"), chunk(usage=USAGE)))
 RECORDED += b"data: [DONE]\n\n"
@@ -165,3 +173,41 @@ def test_what_is_refused_here_is_recorded_as_refused(metered: LiveProxy, ledger:
         client.request("POST", "/v1/files", "Content-Length: 99999999999")
         assert client.answer().status == 413
     assert ledger.new()[0][2:5] == (413, "refused", "none")
+
+
+async def test_one_event_however_often_a_request_is_cancelled(upstream: FakeUpstream) -> None:
+    async def begin_to_stream(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.events(chunk("Hello"), done=False)
+        await exchange.wait_until_client_leaves()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    upstream.script = begin_to_stream
+    events: list[UsageEvent] = []
+    metering = Metering(pepper=b"pepper", append=events.append, estimates=Estimator())
+    transport = PooledTransport(ssl_context=tls_context(extra_ca_file=None))
+    relay = Relay(upstream_url=upstream.url, transport=transport, limits=RelayLimits(), metering=metering)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "target": b"/v1/models",
+        "raw_path": b"/v1/models",
+        "headers": [(b"host", b"h")],
+        "on_disconnect": lambda callback: None,
+    }
+    for times in range(1, 6):
+        sent: list[Message] = []
+        passing = asyncio.create_task(relay(scope, receive, send))
+        await until(lambda: len(sent) > 1)  # noqa: B023 - asked within this turn
+        for _ in range(times):  # in one turn of the loop after the other
+            passing.cancel()
+            await asyncio.sleep(0)
+        with contextlib.suppress(asyncio.CancelledError, ResponseCutError):
+            await passing
+        assert len(events) == times
+    await transport.aclose()

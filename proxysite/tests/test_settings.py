@@ -129,9 +129,11 @@ def test_a_database_that_cannot_be_used_stops_the_start(address: str) -> None:
 
 
 def test_what_a_database_address_asks_for_beside_the_pool_is_kept() -> None:
-    done = settings_of(DATABASE_URL="postgres://user:secret@host/name?sslmode=require")
+    done = settings_of(DATABASE_URL="postgres://user:secret@host/name?sslmode=require&connect_timeout=3")
     options = json.loads(done.stdout)["default"]["OPTIONS"]
     assert options["sslmode"] == "require"
+    assert options["connect_timeout"] in (3, "3")
+    assert options["tcp_user_timeout"] == 60_000  # as nobody asked for less
     assert options["pool"]["max_size"] == 8
 
 
