@@ -66,10 +66,17 @@ def _set_registered(key: ApiKey, is_registered: bool) -> bool:
 
 
 def save_policy(key: ApiKey) -> None:
-    """Save a key with what was decided of it, and have every gateway learn that."""
+    """Save a key with what was decided of it, and have every gateway learn that.
+
+    Of a key that is there already nothing else: it may have been blocked or used since it was read.
+    """
+    decided = None
+    if not key._state.adding:
+        decided = [field.name for field in key._meta.concrete_fields if field.editable and not field.primary_key]
+        decided.append("policy_changed_at")
     with transaction.atomic():
         key.policy_changed_at = timezone.now()
-        key.save()
+        key.save(update_fields=decided)
         policy.announce_change()
 
 

@@ -28,6 +28,7 @@ from billing.services import (
     record_events,
     reprice,
     revoke_grant,
+    save_policy,
     unblock_key,
 )
 from billing.tests.samples import NOW, event, key_fingerprint
@@ -85,6 +86,21 @@ def test_blocking_shows_in_the_policy_and_ends_with_unblocking(key: ApiKey) -> N
     assert not unblock_key(key)
     assert selectors.blocked_fingerprints() == frozenset()
     assert ApiKey.objects.get().blocked_at is None
+
+
+def test_what_is_saved_of_a_key_undoes_no_block_and_no_first_use_that_came_meanwhile(
+    key: ApiKey, settings: Settings
+) -> None:
+    settings.DEFAULT_GRANT_USD = Decimal(5)
+    read_before = ApiKey.objects.get()
+    record_events([event()])
+    block_key(key)
+    read_before.label = "Ada"
+    save_policy(read_before)
+    record_events([event()])
+    now = ApiKey.objects.get()
+    assert (now.label, now.blocked, now.first_used_at, now.last_used_at) == ("Ada", True, NOW, NOW)
+    assert Grant.objects.count() == 1
 
 
 def test_a_change_of_policy_is_announced_once_it_is_in(
