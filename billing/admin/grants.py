@@ -50,10 +50,13 @@ class GrantAdmin(PastedKeyAdmin):
     readonly_fields = tuple(name for name in fields if name not in ("reason", "valid_until"))
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if not change:
-            if form.pasted:
-                obj.key = services.ensure_key(**form.pasted)
-            obj.given_by = request.user
+        if change:
+            # Nothing else: it may have been revoked since it was read.
+            obj.save(update_fields=form.changed_data)
+            return
+        if form.pasted:
+            obj.key = services.ensure_key(**form.pasted)
+        obj.given_by = request.user
         super().save_model(request, obj, form, change)
 
     @admin.display(description=_("amount (USD)"), ordering="amount_usd")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from django.conf import settings as project
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.db import connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.translation import override
@@ -19,7 +20,7 @@ from billing import keys
 from billing.admin.audit import values_in
 from billing.models import ApiKey, Grant, ModelPrice, PriceSource, Purge, UsageDay, UsageRecord
 from billing.seeding import seed_usage
-from billing.services import block_key, give_grant, record_events
+from billing.services import block_key, give_grant, record_events, revoke_grant
 from billing.tests.samples import API_KEY, event
 
 pytestmark = pytest.mark.django_db
@@ -219,6 +220,20 @@ def test_a_grants_amount_cannot_be_changed_but_it_can_be_revoked(operator: Clien
     grant.refresh_from_db()
     assert grant.revoked_at is not None
     assert operator.post(f"/admin/billing/grant/{grant.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_a_grant_that_is_edited_while_it_is_revoked_stays_revoked(rf: RequestFactory, key: ApiKey) -> None:
+    given = give_grant(key, Decimal(5))
+    request, pages = rf.post("/"), admin.site.get_model_admin(Grant)
+    request.user = get_user_model().objects.create_superuser("operator", password="-")
+    read_before = Grant.objects.get()
+    form = pages.get_form(request, read_before, change=True)({"reason": "paid"}, instance=read_before)
+    assert form.is_valid()
+    assert revoke_grant(given)
+    pages.save_model(request, form.save(commit=False), form, change=True)
+    given.refresh_from_db()
+    assert given.reason == "paid"
+    assert given.revoked_at is not None
 
 
 def test_a_price_is_entered_and_rates_what_comes_next(operator: Client) -> None:
