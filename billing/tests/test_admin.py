@@ -236,6 +236,16 @@ def test_a_grant_that_is_edited_while_it_is_revoked_stays_revoked(rf: RequestFac
     assert given.revoked_at is not None
 
 
+def test_a_grant_that_would_end_before_it_begins_is_refused_in_every_form(operator: Client, key: ApiKey) -> None:
+    given = give_grant(key, Decimal(5))
+    past = {"valid_until_0": "2020-01-01", "valid_until_1": "00:00"}
+    many = {"action": "grant", "_selected_action": [key.pk], "confirmed": "yes", "amount_usd": "5"}
+    for url, fields in ((f"/admin/billing/grant/{given.pk}/change/", {}), ("/admin/billing/apikey/", many)):
+        response = operator.post(url, fields | past, headers={"Accept-Language": "en"})
+        assert "A grant must end after it begins." in response.content.decode()
+    assert Grant.objects.get().valid_until is None
+
+
 def test_a_price_is_entered_and_rates_what_comes_next(operator: Client) -> None:
     given = {"model": "mine", "valid_from_0": "2026-01-01", "valid_from_1": "00:00:00", "input": "10", "output": "20"}
     assert operator.post("/admin/billing/modelprice/add/", given).status_code == 302
