@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import httpx2 as httpx
 from django.conf import settings
 from django.core.cache import cache
+from redis.exceptions import RedisError
 
 from gateway.transport import tls_context
 
@@ -29,21 +31,29 @@ class Probe:
 
 def probe() -> Probe:
     """Ask for the list of models without a key: an answer that is refused is an answer."""
-    known: dict[str, Any] | None = cache.get(_CACHE_KEY)
+    known: dict[str, Any] | None = None
+    # Without the cache it is asked each time; that the cache is away is told elsewhere on the page.
+    with contextlib.suppress(RedisError, OSError):
+        known = cache.get(_CACHE_KEY)
     if known is not None:
         return Probe(**known)
     found = _ask()
-    cache.set(_CACHE_KEY, asdict(found), _FRESH_SECONDS)
+    with contextlib.suppress(RedisError, OSError):
+        cache.set(_CACHE_KEY, asdict(found), _FRESH_SECONDS)
     return found
 
 
 def _ask() -> Probe:
     started = time.perf_counter()
     try:
-        with httpx.Client(
-            verify=_context(), proxy=settings.UPSTREAM_PROXY or None, trust_env=False, timeout=_PATIENCE_SECONDS
-        ) as client:
-            status = client.get(f"{settings.UPSTREAM_URL}/v1/models").status_code
+        with (
+            httpx.Client(
+                verify=_context(), proxy=settings.UPSTREAM_PROXY or None, trust_env=False, timeout=_PATIENCE_SECONDS
+            ) as client,
+            # Its head is all that is asked for: a body may come a byte at a time, and never end.
+            client.stream("GET", f"{settings.UPSTREAM_URL}/v1/models") as response,
+        ):
+            status = response.status_code
     except httpx.HTTPError as exc:
         return Probe(False, 0.0, type(exc).__name__)
     answer_ms = (time.perf_counter() - started) * 1000

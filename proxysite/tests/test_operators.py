@@ -26,6 +26,7 @@ from billing.seeding import seed_usage
 from billing.services import give_grant, record_events
 from billing.tests.samples import API_KEY, event
 from gateway.models import WorkerState
+from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
 from proxysite import health, upstream_probe
 from proxysite.models import TaskRun
@@ -336,6 +337,26 @@ def test_an_upstream_that_is_away_is_bad(settings: Any) -> None:
     assert (found.is_reachable, found.trouble) == (False, "ConnectError")
     assert health.upstream().state == "bad"
     assert upstream_probe.probe() == found
+
+
+def test_an_upstream_whose_answer_never_ends_keeps_no_page_waiting(settings: Any) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.chunk(b" ")
+        await exchange.wait_until_client_leaves()
+
+    with FakeUpstream(script) as upstream:
+        settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+        settings.UPSTREAM_URL = upstream.url
+        assert upstream_probe.probe().trouble == ""
+
+
+def test_the_upstream_is_asked_without_the_cache_too(operator: Client, settings: Any) -> None:
+    settings.CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1"}}
+    settings.UPSTREAM_URL = "http://127.0.0.1:9"
+    page = operator.get("/admin/health/upstream/")
+    assert page.status_code == 200
+    assert "ConnectError" in page.content.decode()
 
 
 def test_workers_report_and_take_it_back_when_they_end(tmp_path: Path) -> None:
