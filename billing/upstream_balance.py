@@ -17,6 +17,8 @@ from billing.selectors import Balance, window_start
 
 _ANSWER_MAX_BYTES = 1024 * 1024
 _READ_TIMEOUT_S = 20.0
+# For both answers, whole: each byte may take as long as a read.
+_LONGEST_S = 30.0
 
 
 class UpstreamBalanceError(Exception):
@@ -27,16 +29,19 @@ class UpstreamBalanceError(Exception):
         self.status = status
 
 
-async def fetch_balance(api_key: str, now: dt.datetime) -> Balance:
+async def fetch_balance(api_key: str, now: dt.datetime, *, timeout_s: float = _LONGEST_S) -> Balance:
     """Return `hard_limit_usd` and the use of the last USAGE_WINDOW_DAYS. Raises UpstreamBalanceError."""
     tomorrow = now.astimezone(dt.UTC).date() + dt.timedelta(days=1)
     dates = {"start_date": window_start(now).isoformat(), "end_date": tomorrow.isoformat()}
     if not api_key.isascii() or not api_key.isprintable():
         raise UpstreamBalanceError("no key can look like this", status=401)
-    async with _client(api_key) as client:
-        subscription, usage = await asyncio.gather(
-            _read(client, "subscription", "hard_limit_usd", {}), _read(client, "usage", "total_usage", dates)
-        )
+    try:
+        async with asyncio.timeout(timeout_s), _client(api_key) as client:
+            subscription, usage = await asyncio.gather(
+                _read(client, "subscription", "hard_limit_usd", {}), _read(client, "usage", "total_usage", dates)
+            )
+    except TimeoutError:
+        raise UpstreamBalanceError(f"no whole answer within {timeout_s:g} s") from None
     return Balance(total=subscription, used=usage / 100)
 
 
@@ -81,7 +86,8 @@ def _number(body: bytes, name: str) -> Decimal:
         value = answer[name]
     except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as exc:
         raise UpstreamBalanceError("the answer is no balance") from exc
-    if not isinstance(value, Decimal) or abs(value) > 10**15:
+    # Not abs(): it overflows where an exponent has seven digits.
+    if not isinstance(value, Decimal) or value.copy_abs() > 10**15:
         raise UpstreamBalanceError("the answer is no balance")
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from typing import Any
@@ -14,6 +15,7 @@ from pytest_django import Settings
 
 from billing.tests.routes import BEARER, DAY, body_of
 from billing.tests.samples import API_KEY
+from billing.upstream_balance import UpstreamBalanceError, fetch_balance
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 
 pytestmark = pytest.mark.django_db
@@ -56,6 +58,7 @@ def test_the_upstreams_balance_is_asked_with_the_callers_key(client: Client, bal
         ("200 OK", b'{"hard_limit_usd": "many", "total_usage": true}', 502),
         ("200 OK", b'{"hard_limit_usd": NaN, "total_usage": NaN}', 502),
         ("200 OK", b'{"hard_limit_usd": 1e999999, "total_usage": 1}', 502),
+        ("200 OK", b'{"hard_limit_usd": -1e9999999, "total_usage": 1}', 502),
         ("200 OK", b"[" * 100_000, 502),
         ("200 OK", b" " * 2_000_000, 502),
         ("401 Unauthorized", b"{}", 401),
@@ -80,6 +83,19 @@ def test_an_upstream_that_hangs_up_is_a_502(client: Client, balance_upstream: Fa
 
     balance_upstream.script = script
     assert client.get("/pro/balance", headers=BEARER).status_code == 502
+
+
+def test_an_upstream_that_writes_on_and_on_is_waited_for_no_longer(balance_upstream: FakeUpstream) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        leaving = asyncio.ensure_future(exchange.wait_until_client_leaves())
+        while not leaving.done():
+            await exchange.chunk(b" ")
+            await asyncio.wait([leaving], timeout=0.05)
+
+    balance_upstream.script = script
+    with pytest.raises(UpstreamBalanceError, match=r"no whole answer within 0\.5 s"):
+        asyncio.run(fetch_balance(API_KEY, timezone.now(), timeout_s=0.5))
 
 
 def test_a_key_that_no_header_can_hold_is_refused_before_it_is_sent(
