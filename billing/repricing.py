@@ -44,7 +44,8 @@ def reprice(
     today = dt.datetime.now(dt.UTC).date()
     # Days before there was anything are not looked at one by one.
     first_day = UsageDay.objects.filter(day__gte=since.astimezone(dt.UTC).date()).aggregate(day=Min("day"))["day"]
-    rater = Rater()
+    # Once all batches are in that were begun with the prices before: what they record would not be looked at below.
+    rater = in_ledger(Rater, alone=True)
     while chunk := in_ledger(partial(_reprice_chunk, rater, since=since, model=model, after=after)):
         after = chunk.last_id
         examined, changed = examined + chunk.examined, changed + chunk.changed

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
@@ -19,7 +20,7 @@ from billing import rows
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
 from billing.models import ApiKey, Grant, KeyDay, ModelPrice, Pricing, UsageDay, UsageHour, UsageRecord
 from billing.rollups import Group, add_to_rollups
-from billing.services import RecordResult, rebuild_usage_days, record_events
+from billing.services import RecordResult, rebuild_usage_days, record_events, reprice
 from billing.tests.samples import NOW, event, key_fingerprint
 
 pytestmark = pytest.mark.django_db
@@ -469,3 +470,35 @@ def test_writers_on_the_same_days_lose_no_increment_while_they_are_rebuilt() -> 
     assert sum(UsageDay.objects.values_list("requests", flat=True)) == UsageRecord.objects.count() == 3 * 12 * 30
     rebuild_usage_days(NOW.date(), NOW.date())
     assert day_rows() == grown
+
+
+@pytest.mark.django_db(transaction=True)
+def test_reprice_waits_for_what_is_being_recorded_by_the_prices_before() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    record_events([event()])
+    is_recorded, is_priced = threading.Event(), threading.Event()
+
+    def record() -> None:
+        with transaction.atomic():
+            record_events([event(model="new-model")])
+            is_recorded.set()
+            assert is_priced.wait(60)
+            with connection.cursor() as cursor:
+                waiting, deadline = 0, time.monotonic() + 60
+                while not waiting and time.monotonic() < deadline:
+                    cursor.execute(
+                        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+                        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+                    )
+                    (waiting,) = cursor.fetchone()
+            assert waiting
+
+    def price() -> None:
+        assert is_recorded.wait(60)
+        ModelPrice.objects.create(model="new-model", valid_from=NOW, input=1, output=1)
+        is_priced.set()
+        reprice(NOW)
+
+    _in_threads([record, price])
+    assert not UsageRecord.objects.filter(pricing=Pricing.UNPRICED).exists()
