@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 from django.contrib.auth.models import User
@@ -21,6 +22,7 @@ __all__ = [
     "RecordResult",
     "RefreshError",
     "block_key",
+    "block_keys",
     "ensure_key",
     "give_grant",
     "purge_usage",
@@ -28,11 +30,14 @@ __all__ = [
     "record_events",
     "refresh_prices",
     "register_key",
+    "register_keys",
     "reprice",
     "revoke_grant",
     "save_policy",
     "unblock_key",
+    "unblock_keys",
     "unregister_key",
+    "unregister_keys",
 ]
 
 
@@ -48,21 +53,44 @@ def ensure_key(*, fingerprint: str, hint: str) -> ApiKey:
 
 def register_key(key: ApiKey) -> bool:
     """Let the key pass where only registered ones do; return whether it was none."""
-    return _set_registered(key, True)
+    return bool(register_keys([key]))
 
 
 def unregister_key(key: ApiKey) -> bool:
-    return _set_registered(key, False)
+    return bool(unregister_keys([key]))
+
+
+def register_keys(keys: Iterable[ApiKey]) -> list[ApiKey]:
+    """Let the keys pass where only registered ones do; return those that were none."""
+    return _changed(keys, lambda key: _set_registered(key, True))
+
+
+def unregister_keys(keys: Iterable[ApiKey]) -> list[ApiKey]:
+    return _changed(keys, lambda key: _set_registered(key, False))
 
 
 def _set_registered(key: ApiKey, is_registered: bool) -> bool:
-    with transaction.atomic():
-        others = ApiKey.objects.filter(pk=key.pk, registered=not is_registered)
-        has_changed = bool(others.update(registered=is_registered, policy_changed_at=timezone.now()))
-        if has_changed:
-            key.registered = is_registered
-            policy.announce_change()
+    others = ApiKey.objects.filter(pk=key.pk, registered=not is_registered)
+    has_changed = bool(others.update(registered=is_registered, policy_changed_at=timezone.now()))
+    if has_changed:
+        key.registered = is_registered
     return has_changed
+
+
+def _changed(keys: Iterable[ApiKey], change: Callable[[ApiKey], bool]) -> list[ApiKey]:
+    """Return the keys that `change` has changed, each by itself, and announce all of that at once.
+
+    A Redis that says nothing is waited for with each announcement, and the last of many keys would be long in coming.
+    """
+    changed: list[ApiKey] = []
+    try:
+        for key in keys:
+            if change(key):
+                changed.append(key)
+    finally:
+        if changed:
+            policy.announce_change()
+    return changed
 
 
 def save_policy(key: ApiKey) -> None:
@@ -110,18 +138,24 @@ def revoke_grant(grant: Grant, *, now: dt.datetime | None = None) -> bool:
 
 def block_key(key: ApiKey, *, now: dt.datetime | None = None) -> bool:
     """Have every gateway refuse the key, within 30 s or at once with Redis; return whether it was not blocked yet."""
-    return _set_blocked(key, now or timezone.now())
+    return bool(block_keys([key], now=now))
 
 
 def unblock_key(key: ApiKey) -> bool:
-    return _set_blocked(key, None)
+    return bool(unblock_keys([key]))
+
+
+def block_keys(keys: Iterable[ApiKey], *, now: dt.datetime | None = None) -> list[ApiKey]:
+    """Have every gateway refuse the keys, as `block_key` does; return those that were not blocked yet."""
+    blocked_at = now or timezone.now()
+    return _changed(keys, lambda key: _set_blocked(key, blocked_at))
+
+
+def unblock_keys(keys: Iterable[ApiKey]) -> list[ApiKey]:
+    return _changed(keys, lambda key: _set_blocked(key, None))
 
 
 def _set_blocked(key: ApiKey, blocked_at: dt.datetime | None) -> bool:
     is_blocked = blocked_at is not None
-    with transaction.atomic():
-        others = ApiKey.objects.filter(pk=key.pk, blocked=not is_blocked)
-        has_changed = bool(others.update(blocked=is_blocked, blocked_at=blocked_at))
-        if has_changed:
-            policy.announce_change()
-    return has_changed
+    others = ApiKey.objects.filter(pk=key.pk, blocked=not is_blocked)
+    return bool(others.update(blocked=is_blocked, blocked_at=blocked_at))

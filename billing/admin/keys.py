@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class _Switch:
     action: str
     title: StrPromise
     explanation: StrPromise
-    change: Callable[[ApiKey], bool]
+    change: Callable[[Iterable[ApiKey]], list[ApiKey]]
     field: str
     is_on: bool
     done: StrPromise
@@ -46,7 +46,7 @@ _BLOCK = _Switch(
     "block",
     _("Block keys"),
     _("Every gateway will refuse these keys, within 10 seconds; streams that run go on:"),
-    services.block_key,
+    services.block_keys,
     "blocked",
     True,
     ngettext_lazy("%(count)d key blocked.", "%(count)d keys blocked.", "count"),
@@ -55,7 +55,7 @@ _UNBLOCK = _Switch(
     "unblock",
     _("Unblock keys"),
     _("Every gateway will take these keys again:"),
-    services.unblock_key,
+    services.unblock_keys,
     "blocked",
     False,
     ngettext_lazy("%(count)d key unblocked.", "%(count)d keys unblocked.", "count"),
@@ -64,7 +64,7 @@ _REGISTER = _Switch(
     "register",
     _("Register keys"),
     _("With GATEWAY_MODE=known these keys will pass:"),
-    services.register_key,
+    services.register_keys,
     "registered",
     True,
     ngettext_lazy("%(count)d key registered.", "%(count)d keys registered.", "count"),
@@ -73,7 +73,7 @@ _UNREGISTER = _Switch(
     "unregister",
     _("Unregister keys"),
     _("With GATEWAY_MODE=known every gateway will refuse these keys:"),
-    services.unregister_key,
+    services.unregister_keys,
     "registered",
     False,
     ngettext_lazy("%(count)d key unregistered.", "%(count)d keys unregistered.", "count"),
@@ -301,7 +301,7 @@ class ApiKeyAdmin(PastedKeyAdmin):
     def _turn(self, request: HttpRequest, keys: QuerySet[ApiKey], switch: _Switch) -> Any:
         if not confirm.is_confirmed(request):
             return self._ask(request, keys, switch)
-        changed = [key for key in keys if switch.change(key)]
+        changed = switch.change(keys)
         for key in changed:
             self.log_change(request, key, audit.changed(key, **{switch.field: (not switch.is_on, switch.is_on)}))
         self.message_user(request, switch.done % {"count": len(changed)}, messages.SUCCESS)

@@ -15,6 +15,7 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.translation import override
+from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from billing import keys
 from billing.admin.audit import values_in
@@ -112,6 +113,17 @@ def test_keys_are_blocked_and_unblocked_from_their_list_and_it_is_logged(operato
         with override("en"):
             assert values_in(entry) == [("blocked", "No", "Yes") if is_blocked else ("blocked", "Yes", "No")]
     assert operator.get("/admin/billing/apikey/?blocked__exact=0").status_code == 200
+
+
+def test_many_keys_are_blocked_before_the_first_word_of_it_to_redis(
+    operator: Client, key: ApiKey, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    record_events([event(at=timezone.now(), key=f"k{n}") for n in range(2)])
+    given = {"action": "block", "_selected_action": ApiKey.objects.values_list("pk", flat=True), "confirmed": "yes"}
+    with django_capture_on_commit_callbacks() as announcements:
+        operator.post("/admin/billing/apikey/", given)
+    assert ApiKey.objects.filter(blocked=True).count() == 3
+    assert len(announcements) == 1
 
 
 def test_the_first_page_shows_who_is_blocked(operator: Client, key: ApiKey) -> None:
