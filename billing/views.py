@@ -168,6 +168,8 @@ async def pro_balance(request: HttpRequest) -> HttpResponse:
 async def _balance(api_key: str, fingerprint: str) -> Balance:
     now = timezone.now()
     if settings.BALANCE_SOURCE == "upstream":
+        # There are few for the whole site, and an upstream may take half a minute.
+        await sync_to_async(release_connection)()
         return await _balance_at_upstream(api_key, now)
     balance = await sync_to_async(selectors.balance_for_key)(fingerprint, now)
     if balance is None:

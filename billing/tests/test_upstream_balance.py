@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
+from django.db import connections
 from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
@@ -83,6 +84,21 @@ def test_an_upstream_that_hangs_up_is_a_502(client: Client, balance_upstream: Fa
 
     balance_upstream.script = script
     assert client.get("/pro/balance", headers=BEARER).status_code == 502
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_to_the_database_is_held_while_the_upstream_is_asked(
+    client: Client, balance_upstream: FakeUpstream
+) -> None:
+    database, held = connections["default"], []
+
+    async def script(exchange: Exchange) -> None:
+        held.append(database.connection is not None)
+        await _billing_upstream(exchange)
+
+    balance_upstream.script = script
+    assert client.get("/pro/balance", headers=BEARER).status_code == 200
+    assert held == [False, False]
 
 
 def test_an_upstream_that_writes_on_and_on_is_waited_for_no_longer(balance_upstream: FakeUpstream) -> None:
