@@ -448,3 +448,9 @@ def test_no_key_and_no_word_is_logged(chat_proxy: LiveProxy) -> None:
         chat_proxy.get(address("s", action), headers=BEARER)
     assert API_KEY not in chat_proxy.log
     assert "secret" not in chat_proxy.log
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_to_the_database_is_held_while_an_answer_is_read(client: Client) -> None:
+    assert client.get("/pro/sessions", headers={"Authorization": "Bearer sk-test-0123456789"}).status_code == 200
+    assert connection.connection is None
