@@ -14,9 +14,9 @@ _HEAD = """\
 # Made from the README's table by `python -m deploy.env_example`. An empty value means the default.
 #
 # In containers, docker-compose.yml itself sets HOST, PORT, VAR_DIR, JOURNAL_DIR, REDIS_URL, CELERY_BROKER_URL,
-# TRUSTED_PROXIES and GRACEFUL_TIMEOUT_SECONDS, and PUBLIC_URL is https://localhost unless set. Secrets are files that
-# `sh deploy/make-secrets.sh` makes; a value given here comes before the file: DATABASE_URL, for instance, for a
-# database elsewhere.
+# TRUSTED_PROXIES, GRACEFUL_TIMEOUT_SECONDS and MAX_INTERIM_RESPONSES, and PUBLIC_URL is https://localhost unless set.
+# Secrets are files that `sh deploy/make-secrets.sh` makes; a value given here comes before the file: DATABASE_URL, for
+# instance, for a database elsewhere.
 
 # the image's name, the ports that nginx is reached at, and how many gateways there are
 #PROXYSITE_IMAGE=proxysite:local

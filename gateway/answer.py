@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import httpx2 as httpx
 
@@ -12,6 +12,24 @@ Fields = list[tuple[bytes, bytes]]
 
 # Bytes waiting for a slow consumer above which the socket is no longer read.
 WAITING_BYTES = 262_144
+
+
+class Interim(NamedTuple):
+    """An answer that another one follows (RFC 9110 §15.2): 102, 103, whatever begins with 1, but 100 and 101."""
+
+    status: int
+    reason: bytes
+    fields: Fields
+
+
+class Reader(Protocol):
+    """Whoever is told of an answer in the turn in which it comes, instead of being woken."""
+
+    def take_interim(self, interim: Interim) -> None:
+        """Called with each interim answer, before `arrived`."""
+
+    def arrived(self) -> None:
+        """Called once, when there is a head, or none will come."""
 
 
 class Line(Protocol):
@@ -46,8 +64,8 @@ class Answer(httpx.AsyncByteStream):
     _waiter: asyncio.Future[None] | None = None
     # Takes a piece in the turn in which it arrives, and says whether it has; asked only while the reader waits for it.
     on_piece: Callable[[bytes], bool] | None = None
-    # Called once, in the turn in which there is a head, or none will come, instead of waking a reader.
-    on_arrival: Callable[[], None] | None = None
+    reader: Reader | None = None
+    _on_interim: Callable[[Interim], None] | None = None
 
     def __init__(self, line: Line, *, bodyless: bool, read_timeout_s: float | None) -> None:
         self.bodyless = bodyless
@@ -56,12 +74,16 @@ class Answer(httpx.AsyncByteStream):
         self._read_timeout_s = read_timeout_s
         self._chunks: list[bytes] = []
 
-    async def head(self) -> None:
-        """Wait until status, reason and fields stand here."""
-        while not self.status:
-            if self._error is not None:
-                self._raise(self._error)
-            await self._wait()
+    async def head(self, *, on_interim: Callable[[Interim], None] | None = None) -> None:
+        """Wait until status, reason and fields stand here; `on_interim` takes what comes before."""
+        self._on_interim = on_interim
+        try:
+            while not self.status:
+                if self._error is not None:
+                    self._raise(self._error)
+                await self._wait()
+        finally:
+            self._on_interim = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -124,6 +146,11 @@ class Answer(httpx.AsyncByteStream):
                 codings = value
         return not codings.lower().rstrip().endswith(b"chunked")
 
+    def add_interim(self, interim: Interim) -> None:
+        take = self._on_interim if self.reader is None else self.reader.take_interim
+        if take is not None:
+            take(interim)
+
     def add(self, chunk: bytes) -> None:
         if self.on_piece is not None and self._waiter is not None and not self._chunks and self.on_piece(chunk):
             return
@@ -146,11 +173,11 @@ class Answer(httpx.AsyncByteStream):
 
     def wake(self) -> None:
         """Let whoever waits go on, unless there is nothing for it; the connection's last act in its turn."""
-        on_arrival = self.on_arrival
-        if on_arrival is not None:
+        reader = self.reader
+        if reader is not None:
             if self.status or self.ended:
-                self.on_arrival = None
-                on_arrival()
+                self.reader = None
+                reader.arrived()
             return
         waiter = self._waiter
         if waiter is not None and (self._chunks or self.ended or self.on_piece is None):

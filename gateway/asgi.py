@@ -48,6 +48,9 @@ class Shortcuts(Protocol):
     def is_clogged(self) -> bool:
         """Return whether the client does not read what it has been sent: then only `send` waits for it."""
 
+    def send_interim(self, status: int, headers: wire.RawHeaders) -> None:
+        """Send an interim answer ahead of the head; not to a client that knows none, or does not read."""
+
     def send_part(self, part: bytes) -> None:
         """Send a part of a body, neither empty nor its last, whose head was sent before."""
 

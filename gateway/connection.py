@@ -20,7 +20,7 @@ from typing import Any
 import httptools
 import httpx2 as httpx
 
-from gateway.answer import Answer, Fields
+from gateway.answer import Answer, Fields, Interim
 
 Origin = tuple[str, str, int]
 
@@ -312,9 +312,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._message_complete:
             return
         if status < 200:
-            # 101 too: no request asked for another protocol (RFC 9110 §15.2.2). The others are skipped.
+            # 101 too: no request asked for another protocol (RFC 9110 §15.2.2). Nor has any asked for a 100, which
+            # nobody is told of.
             if status < 100 or status == 101:
                 raise httpx.RemoteProtocolError(f"unexpected status {status}")
+            if status > 101:
+                answer.add_interim(Interim(status, reason, fields))
             return
         answer.fields = fields
         answer.reason = reason

@@ -13,7 +13,7 @@ import httpx2 as httpx
 
 from billing.events import Outcome
 from gateway import headers as wire
-from gateway.answer import Answer
+from gateway.answer import Answer, Interim
 from gateway.asgi import Message, Receive, Scope, Send, Shortcuts, send_error
 from gateway.decoding import Decoder, unpacked
 from gateway.endings import ClientLeftError, outcome_of, upstream_failure
@@ -44,7 +44,7 @@ class Exchange:
     `deadline` is a time of the loop's clock. Three things may end it early, each by cancelling the task that
     runs it: the client leaves, somebody is silent for too long, the server stops.
 
-    Most requests need no task: `begin` sends them upstream in the turn in which they came, and `_arrived` answers in
+    Most requests need no task: `begin` sends them upstream in the turn in which they came, and `arrived` answers in
     the turn in which the whole answer came. Whatever else happens to them starts the task.
     """
 
@@ -66,6 +66,7 @@ class Exchange:
     _head_sent = False
     _ended = False
     _client_left_at = 0.0
+    _interims = 0
     _drains_until_byte: float = math.inf
     _waiting_for_client = True
 
@@ -107,7 +108,7 @@ class Exchange:
                 return False
             outgoing.say_sent()
             self._is_deferred = True
-            outgoing.answer.on_arrival = self._arrived
+            outgoing.answer.reader = self
         except Exception as exc:  # whatever it is, the task tells the client
             self._failed = exc
         return self._is_deferred
@@ -117,7 +118,7 @@ class Exchange:
         shortcuts, outgoing = self._shortcuts, self._outgoing
         if self._is_deferred and shortcuts is not None and outgoing is not None:
             self._is_deferred = False
-            outgoing.answer.on_arrival = None
+            outgoing.answer.reader = None
             shortcuts.start(self.run())
 
     def _shut_down(self) -> None:
@@ -146,12 +147,13 @@ class Exchange:
         if outgoing is None:
             outgoing, has_begun = await self._received_request(), False
         transport = self._relay.upstream_for(self._meter)
-        if has_begun and isinstance(transport, PooledTransport):
-            response = await transport.complete(outgoing)
-        else:
-            if not isinstance(transport, PooledTransport):
-                self._meter.is_sent = True  # nobody says when
+        if not isinstance(transport, PooledTransport):
+            self._meter.is_sent = True  # nobody says when
             response = await transport.handle_async_request(outgoing)
+        else:
+            outgoing.on_interim = self.take_interim
+            pending = transport.complete(outgoing) if has_begun else transport.handle_async_request(outgoing)
+            response = await pending
         self._stream = response.stream
         return response
 
@@ -237,7 +239,14 @@ class Exchange:
 
     # The way back
 
-    def _arrived(self) -> None:
+    def take_interim(self, interim: Interim) -> None:
+        """Pass on that the upstream is at work; no time limit is moved by it, and no more than so many of them pass."""
+        self._interims += 1
+        if self._shortcuts is not None and self._interims <= self._limits.max_interim_answers:
+            headers = wire.interim_to_client(interim.fields)
+            self._shortcuts.send_interim(interim.status, headers)
+
+    def arrived(self) -> None:
         """Respond in the turn in which the whole answer came. What has to be waited for is left to a task."""
         outgoing, shortcuts = self._outgoing, self._shortcuts
         if outgoing is None or shortcuts is None:

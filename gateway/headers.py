@@ -286,6 +286,14 @@ def to_client(headers: RawHeaders) -> ToClient:
     )
 
 
+def interim_to_client(headers: RawHeaders) -> RawHeaders:
+    """Return what reaches the client of the fields of an interim answer, which has no body to tell of."""
+    connections = [at for at, (name, _) in enumerate(headers) if name.lower() == b"connection"]
+    dropped = _named_by_connection(headers, connections) | {b"content-length", b"trailer"}
+    lower = [(name.lower(), name, value) for name, value in headers]
+    return [(name, value) for key, name, value in lower if key not in dropped and _role_to_client(key) != _STAYS]
+
+
 def trailers_to_client(trailers: RawHeaders) -> RawHeaders:
     """Return what reaches the client of an upstream's trailers: no framing, and nothing that a head may not say."""
     return [pair for pair in trailers if _role_to_client(pair[0].lower()) == _PASSES]

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from gateway.answer import Answer, Fields
+from gateway.answer import Answer, Fields, Interim
 from gateway.connection import Connection
 
 CHUNKED = -1
@@ -38,11 +38,12 @@ class OutgoingRequest(httpx.Request):
     upstream need not wait for. It must not raise.
 
     Our own transport sends it, by `assemble` and `send_on`; an idempotent one may go out twice, any other lets go of
-    its body when it does. `answer` is there once it was sent.
+    its body when it does. `answer` is there once it was sent. Our own also calls `on_interim` with each interim answer.
     """
 
     connection: Connection | None = None  # that it was sent on
     answer: Answer
+    on_interim: Callable[[Interim], None] | None = None
 
     _head = b""
     _rest = b""

@@ -28,6 +28,8 @@ class RelayLimits:
     max_body_bytes: int = 2 << 30
     max_open_streams: int = 4096
     sse_event_max_bytes: int = 1 << 20
+    # Of one exchange, that reach its client; whatever comes beyond that is dropped.
+    max_interim_answers: int = 64
     # What may still be read of an answer after its client has left, for its true usage; 0 s: nothing.
     drain_timeout_s: float = 0.0
     drain_max_bytes: int = 16 << 20

@@ -3,7 +3,8 @@
 What goes up is the request's raw headers in their order, the target from `extensions["target"]` or the URL,
 and the body as the headers frame it; what comes down is not decoded. `extensions["on_sent"]` is called once the
 request is on its way. The response's `extensions` also hold `raw_headers`, the header fields as a list of byte pairs,
-at no cost; `response.headers` is built on first use.
+at no cost; `response.headers` is built on first use. Interim answers (RFC 9110 §15.2) go to an `OutgoingRequest`'s
+`on_interim`; httpx's own transport drops them.
 """
 
 from __future__ import annotations
@@ -73,10 +74,12 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     async def complete(self, request: OutgoingRequest) -> httpx.Response:
         """Return the answer to what was begun: sent already, or only now."""
+        # Taken, not looked up: whose it is may well hold this request, a cycle for the garbage collector.
+        on_interim, request.on_interim = request.on_interim, None
         if request.connection is not None:
             request.say_sent()
             try:
-                await request.answer.head()
+                await request.answer.head(on_interim=on_interim)
                 return _Response(request.answer)
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 # The upstream closed the idle connection while the request was on its way.
@@ -85,7 +88,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         limit_s = request.timeout.get("connect", self._connect_timeout_s)
         request.send_on(await self._connect(self._origin_of(request.url), limit_s))
         request.say_sent()
-        await request.answer.head()
+        await request.answer.head(on_interim=on_interim)
         return _Response(request.answer)
 
     @property

@@ -96,6 +96,7 @@ class Application:
                 max_body_bytes=settings.MAX_BODY_BYTES,
                 max_open_streams=settings.MAX_OPEN_STREAMS,
                 sse_event_max_bytes=settings.SSE_EVENT_MAX_BYTES,
+                max_interim_answers=settings.MAX_INTERIM_RESPONSES,
                 drain_timeout_s=settings.DRAIN_TIMEOUT_SECONDS if settings.ON_CLIENT_DISCONNECT == "drain" else 0.0,
                 drain_max_bytes=settings.DRAIN_MAX_BYTES,
             ),

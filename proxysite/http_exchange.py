@@ -175,6 +175,14 @@ class Exchange:
     def is_clogged(self) -> bool:
         return self.flow.write_paused
 
+    def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        # RFC 9110 §15.2: never to a client of HTTP/1.0. Nobody needs them, so they wait for nobody.
+        if self.disconnected or self.response_started or self.flow.write_paused:
+            return
+        if self.scope["http_version"] == "1.1":
+            line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+            self.transport.write(_checked_head([line, *map(_line, headers)]))
+
     def send_part(self, part: bytes) -> None:
         if not self.disconnected:
             self._continue(part, True)

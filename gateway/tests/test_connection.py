@@ -16,7 +16,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.answer import Answer
+from gateway.answer import Answer, Interim
 from gateway.connection import Connection, ReadBuffer
 from gateway.tests.calls import LEFT_WITHIN_S, call, fetch, read, request_to, signal_from, until
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
@@ -182,15 +182,25 @@ async def test_a_piece_is_taken_in_the_turn_in_which_it_arrives_unless_it_would_
 
 
 async def test_an_answer_is_told_of_once_in_the_turn_in_which_its_head_came_or_will_not_come() -> None:
-    told: list[bool] = []
+    told: list[bool | int] = []
 
-    async def told_of(*pieces: bytes) -> list[bool]:
+    class Told:
+        answer: Answer
+
+        def take_interim(self, interim: Interim) -> None:
+            told.append(interim.status)
+
+        def arrived(self) -> None:
+            told.append(self.answer.is_whole)
+
+    async def told_of(*pieces: bytes) -> list[bool | int]:
         ours, theirs = socket.socketpair()
         connection = Connection(("http", "x", 80), buffer=ReadBuffer(), on_free=lambda _: None, on_lost=lambda _: None)
         await connection.loop.create_connection(lambda: connection, sock=ours)
-        answer = connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", bodyless=False, read_timeout_s=None)
+        reader = Told()
+        reader.answer = answer = connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", bodyless=False, read_timeout_s=None)
         told.clear()
-        answer.on_arrival = lambda: told.append(answer.is_whole)
+        answer.reader = reader
         for piece in pieces:
             connection.get_buffer(-1)[: len(piece)] = piece
             connection.buffer_updated(len(piece))
@@ -201,8 +211,9 @@ async def test_an_answer_is_told_of_once_in_the_turn_in_which_its_head_came_or_w
     assert await told_of(head + body) == [True]
     assert await told_of(head, body) == [False]
     assert await told_of(head[:20]) == []
-    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n") == []
-    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n" + head + body) == [True]
+    assert await told_of(b"HTTP/1.1 100 Continue\r\n\r\n") == []
+    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n") == [103]
+    assert await told_of(b"HTTP/1.1 103 Early Hints\r\n\r\n" + head + body) == [103, True]
     assert await told_of(b"this is not HTTP\r\n\r\n") == [False]
 
 
