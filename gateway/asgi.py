@@ -48,17 +48,26 @@ class Shortcuts(Protocol):
     def is_clogged(self) -> bool:
         """Return whether the client does not read what it has been sent: then only `send` waits for it."""
 
-    def send_interim(self, status: int, headers: wire.RawHeaders) -> None:
+    def send_interim(self, status: int, reason: bytes | None, headers: wire.RawHeaders) -> None:
         """Send an interim answer ahead of the head; not to a client that knows none, or does not read."""
 
     def send_part(self, part: bytes) -> None:
         """Send a part of a body, neither empty nor its last, whose head was sent before."""
 
-    def respond(self, status: int, headers: wire.RawHeaders, body: bytes, *, body_bytes: int, has_date: bool) -> None:
+    def respond(
+        self,
+        status: int,
+        reason: bytes | None,
+        headers: wire.RawHeaders,
+        body: bytes,
+        *,
+        body_bytes: int,
+        has_date: bool,
+    ) -> None:
         """Send a whole answer in one write.
 
-        `headers` are end-to-end fields; `body_bytes` is the length that they tell, -1 for none, and `has_date` whether
-        they say when.
+        `reason` is the phrase behind the status, None for the usual one; `headers` are end-to-end fields; `body_bytes`
+        is the length that they tell, -1 for none, and `has_date` whether they say when.
         """
 
 

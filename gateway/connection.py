@@ -77,12 +77,13 @@ class Connection(asyncio.BufferedProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._pieces: list[bytes] = []
         self._fields: Fields = []
-        self._reason = b""
+        self._reasons: list[bytes] = []
         self._bodyless_bytes = 0
         self._message_complete = False
         self._reusable = True
-        # Looked up once by the parser: a piece of a body costs no Python call.
+        # Looked up once by the parser: a piece of a body costs no Python call, nor does one of a reason phrase.
         self.on_body = self._pieces.append
+        self.on_status = self._reasons.append
         self._parser = httptools.HttpResponseParser(self)
 
     # One exchange
@@ -288,7 +289,7 @@ class Connection(asyncio.BufferedProtocol):
         self.resume_writing()
         self._on_lost(self)
         # They hold this object's bound methods: a cycle for the garbage collector.
-        del self._parser, self.on_body
+        del self._parser, self.on_body, self.on_status
 
     # From the parser
 
@@ -296,9 +297,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._message_complete:
             # Stops the parser, or this one's body would join the body of the answer that was asked for.
             raise httpx.RemoteProtocolError("more than one answer to one request")
-
-    def on_status(self, part: bytes) -> None:
-        self._reason += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name, value))
@@ -308,7 +306,9 @@ class Connection(asyncio.BufferedProtocol):
         assert answer is not None  # noqa: S101 - buffer_updated parses nothing without one
         status = self._parser.get_status_code()
         fields, self._fields = self._fields, []
-        reason, self._reason = self._reason, b""
+        reasons = self._reasons
+        reason = reasons[0] if len(reasons) == 1 else b"".join(reasons)
+        reasons.clear()
         if self._message_complete:
             return
         if status < 200:

@@ -244,7 +244,7 @@ class Exchange:
         self._interims += 1
         if self._shortcuts is not None and self._interims <= self._limits.max_interim_answers:
             headers = wire.interim_to_client(interim.fields)
-            self._shortcuts.send_interim(interim.status, headers)
+            self._shortcuts.send_interim(interim.status, interim.reason, headers)
 
     def arrived(self) -> None:
         """Respond in the turn in which the whole answer came. What has to be waited for is left to a task."""
@@ -257,7 +257,7 @@ class Exchange:
             try:
                 self._take_head(answer.status, answer.fields)
                 if self._take_whole() and self._counting is None:
-                    self._respond()
+                    self._respond(answer.reason)
                     self._ended = True
                     self._settle()
                     shortcuts.end()
@@ -278,12 +278,14 @@ class Exchange:
             fields = response.extensions.get("raw_headers")
             self._take_head(response.status_code, response.headers.raw if fields is None else fields)
             self._take_whole()
+        # None of one that HTTP/2 or the sandbox has brought, where there are none.
+        reason = response.extensions.get("reason_phrase")
         if self._whole is None:
-            await self._pass_parts()
+            await self._pass_parts(reason)
         elif not self._head_sent:
             self.deadline = math.inf
             await self._count()
-            self._respond()
+            self._respond(reason)
 
     def _take_head(self, status: int, fields: wire.RawHeaders) -> None:
         """Make the client's head of the upstream's."""
@@ -336,15 +338,15 @@ class Exchange:
         if counting is not None:
             await counting
 
-    def _respond(self) -> None:
+    def _respond(self, reason: bytes | None) -> None:
         answer, body = self._answer, self._whole
         if self._shortcuts is not None and answer is not None and body is not None:
             self._head_sent = True
             self._shortcuts.respond(
-                self._meter.status, answer.headers, body, body_bytes=answer.body_bytes, has_date=answer.has_date
+                self._meter.status, reason, answer.headers, body, body_bytes=answer.body_bytes, has_date=answer.has_date
             )
 
-    async def _pass_parts(self) -> None:
+    async def _pass_parts(self, reason: bytes | None) -> None:
         answer = self._answer
         assert answer is not None  # noqa: S101 - see _pass_on
         if not self._has_body:
@@ -359,7 +361,8 @@ class Exchange:
                 "status": self._meter.status,
                 "headers": answer.headers,
                 "trailers": may_have_trailers,
-                # What our own server need not send apart; any other looks past it.
+                # The upstream's phrase, and what need not be sent apart: for our own server; any other looks past it.
+                "reason": reason,
                 "body_follows": self._has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
             }
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http
 import logging
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("proxysite.server")
 
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status.value, status.phrase.encode()) for status in http.HTTPStatus}
+_STATUS_LINES: dict[tuple[int, bytes | None], bytes] = {
+    (status.value, reason): b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+    for reason in (None, status.phrase.encode())
+}
+_PHRASE = re.compile(rb"[\t -~\x80-\xff]*")  # RFC 9112 §4
 _PLAIN, _LENGTH, _DATE, _CONNECTION, _CODING = range(5)
 _ROLES = {b"content-length": _LENGTH, b"date": _DATE, b"connection": _CONNECTION, b"transfer-encoding": _CODING}
 _DISCONNECT = {"type": "http.disconnect"}
@@ -175,12 +181,12 @@ class Exchange:
     def is_clogged(self) -> bool:
         return self.flow.write_paused
 
-    def send_interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def send_interim(self, status: int, reason: bytes | None, headers: list[tuple[bytes, bytes]]) -> None:
         # RFC 9110 §15.2: never to a client of HTTP/1.0. Nobody needs them, so they wait for nobody.
         if self.disconnected or self.response_started or self.flow.write_paused:
             return
         if self.scope["http_version"] == "1.1":
-            line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+            line = _STATUS_LINES.get((status, reason)) or _status_line(status, reason)
             self.transport.write(_checked_head([line, *map(_line, headers)]))
 
     def send_part(self, part: bytes) -> None:
@@ -188,13 +194,20 @@ class Exchange:
             self._continue(part, True)
 
     def respond(
-        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, body_bytes: int, has_date: bool
+        self,
+        status: int,
+        reason: bytes | None,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        body_bytes: int,
+        has_date: bool,
     ) -> None:
         if self.disconnected:
             return
         self.response_started = True
         protocol = self.protocol
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(_line, headers)]
+        lines = [_STATUS_LINES.get((status, reason)) or _status_line(status, reason), *map(_line, headers)]
         if not has_date:
             lines += map(_line, protocol.server_state.default_headers)
         if body_bytes < 0:
@@ -216,8 +229,8 @@ class Exchange:
 
     def _start(self, message: dict[str, Any]) -> None:
         self.response_started = True
-        status = message["status"]
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
+        status, reason = message["status"], message.get("reason")
+        lines = [_STATUS_LINES.get((status, reason)) or _status_line(status, reason)]
         self._has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
         has_date = has_close = False
         for pair in message.get("headers", ()):
@@ -322,6 +335,13 @@ def _reset(transport: asyncio.Transport) -> None:
             linger = struct.pack("ii", 1, 0)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     transport.abort()
+
+
+def _status_line(status: int, reason: bytes | None) -> bytes:
+    """Return the line for a phrase of the upstream's own, byte for byte; one that holds what none may is not sent."""
+    if reason is None or not _PHRASE.fullmatch(reason):
+        return _STATUS_LINES.get((status, None), b"HTTP/1.1 %d " % status)
+    return b"HTTP/1.1 %d %b" % (status, reason)
 
 
 def _checked_head(lines: list[bytes]) -> bytes:

@@ -59,7 +59,7 @@ def test_they_may_come_with_the_answer_and_its_like_at_once(
     own_proxy: LiveProxy, upstream: FakeUpstream, is_connected: bool, method: str
 ) -> None:
     connect(own_proxy, upstream, is_connected)
-    unknown = b"HTTP/1.1 142 \r\nX-A: 1\r\n\r\n"
+    unknown = b"HTTP/1.1 142 So far so good\r\nX-A: 1\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     upstream.script = plays(  # type: ignore[assignment]
         b"HTTP/1.1 100 Continue\r\n\r\n" + HINTS + unknown + HINTS + head + (b"{}" if method == "GET" else b"")

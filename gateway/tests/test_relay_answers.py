@@ -25,6 +25,57 @@ def test_any_status_passes_with_its_body(proxy: LiveProxy, upstream: FakeUpstrea
     assert (answer.headers["retry-after"], answer.headers["location"]) == ("7", "/v1/y")
 
 
+@either_way
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 ",
+        b"HTTP/1.1 200 Fine so far",
+        b"HTTP/1.1 299 So\tSo",
+        b"HTTP/1.1 299 ",
+        b"HTTP/1.1 413 Payload Too Large",
+        b"HTTP/1.1 413 Content Too Large",
+        b"HTTP/1.1 429 \xe8\xaf\xb7\xe6\xb1\x82 \xff",
+        b"HTTP/1.1 529 Site is overloaded",
+    ],
+)
+def test_the_phrase_of_a_status_passes(
+    proxy: LiveProxy, upstream: FakeUpstream, is_connected: bool, line: bytes, framing: bytes
+) -> None:
+    connect(proxy, upstream, is_connected)
+    upstream.script = plays(line + b"\r\n" + framing)  # type: ignore[assignment]
+    with RawClient(proxy) as client:
+        client.get()
+        answer = client.answer()
+        assert answer.raw.split(b"\r\n")[0] == line
+        assert (answer.body, answer.end) == (b"{}", "whole")
+        upstream.script = plays(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")  # type: ignore[assignment]
+        client.get()
+        assert client.answer().raw.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("phrase", [b"a\0b", b"\x1b[2J", b"\x7f", b"a\x0bb", b"a\x80\x01"])
+@pytest.mark.parametrize(("status", "usual"), [(200, b"OK"), (529, b"")])
+def test_a_phrase_that_no_client_should_see_is_the_usual_one(
+    own_proxy: LiveProxy, upstream: FakeUpstream, phrase: bytes, status: int, usual: bytes
+) -> None:
+    upstream.script = plays(b"HTTP/1.1 %d %b\r\nContent-Length: 0\r\n\r\n" % (status, phrase))  # type: ignore[assignment]
+    with RawClient(own_proxy) as client:
+        client.get()
+        assert client.answer().raw.split(b"\r\n")[0] == b"HTTP/1.1 %d %b" % (status, usual)
+
+
+def test_an_answer_of_our_own_has_the_usual_phrase(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    upstream.script = plays(b"HTTP/1.1 099 Mine\r\n\r\n")  # type: ignore[assignment]
+    with RawClient(proxy) as client:
+        client.get()
+        assert client.answer().raw.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+
+
 def test_blanks_around_a_field_value_are_no_part_of_it(proxy: LiveProxy, upstream: FakeUpstream) -> None:
     with RawClient(proxy) as client:
         client.get("/v1/models", "X-Padded: \t a b \t ", "X-Empty:  ")
