@@ -15,6 +15,7 @@ from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
 
 QUANTITY_MAX = 10**12
 _PROXY_MS_MAX = 10**9
+_SWITCHING_PROTOCOLS = 101
 _ID_MAX_CHARS = 64
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EARLIEST_S = 1_262_304_000.0  # 2010-01-01
@@ -164,8 +165,9 @@ class UnusableEventError(ValueError):
 def storable(event: UsageEvent) -> UsageEvent:
     """Return the event with every text short and clean and every number in its column's range.
 
-    Seconds are rounded to milliseconds, as they are stored: a record re-rated later costs the same. A quantity
-    that cannot be becomes -1 (-1 ms): no price knows it, so that the record stays unpriced.
+    Seconds are rounded to milliseconds, as they are stored: a record re-rated later costs the same. Where a quantity
+    cannot be, none of them is believed: what it has used nobody knows, so that whatever may have cost something stays
+    unpriced.
     Raises UnusableEventError.
     """
     if not event.id or len(event.id) > _ID_MAX_CHARS or _UNSTORABLE.search(event.id):
@@ -179,7 +181,13 @@ def storable(event: UsageEvent) -> UsageEvent:
     texts = {name: text(getattr(event, name), most_chars=most) for name, most in _TEXTS.items()}
     numbers = {name: _within(getattr(event, name), most) for name, most in _NUMBERS.items()}
     proxy_ms = round(_within(event.proxy_ms, _PROXY_MS_MAX), 3)
-    return msgspec.structs.replace(event, **texts, **numbers, proxy_ms=proxy_ms, usage=_storable_usage(event.usage))
+    usage, source = event.usage, event.usage_source
+    if not _can_be(usage):
+        # Of a WebSocket it is what could not be estimated that is unpriced: see `billing.rating`.
+        usage, source = _NOTHING, "estimated" if event.status == _SWITCHING_PROTOCOLS else "none"
+    elif usage.seconds:
+        usage = msgspec.structs.replace(usage, seconds=round(usage.seconds, 3))
+    return msgspec.structs.replace(event, **texts, **numbers, proxy_ms=proxy_ms, usage=usage, usage_source=source)
 
 
 def _fits_by_kind(kind: Kind) -> bool:
@@ -284,16 +292,9 @@ def rolled_model(*, model: str, has_key: bool, status: int, outcome: str, usage_
     return "" if is_unproved and usage_source == "none" else model
 
 
-def _storable_usage(usage: Usage) -> Usage:
-    if usage == _NOTHING:
-        return usage
-    counts = {name: _plausible(getattr(usage, name)) for name in _COUNTS}
-    seconds = usage.seconds if 0 <= usage.seconds <= QUANTITY_MAX else -0.001
-    return Usage(**counts, seconds=round(seconds, 3))
-
-
-def _plausible(count: int) -> int:
-    return count if 0 <= count <= QUANTITY_MAX else -1
+def _can_be(usage: Usage) -> bool:
+    counts = _counts_of(usage)
+    return min(counts) >= 0 and max(counts) <= QUANTITY_MAX and 0 <= usage.seconds <= QUANTITY_MAX
 
 
 def _within(value: Any, most: Any) -> Any:

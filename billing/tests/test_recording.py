@@ -167,7 +167,30 @@ def test_one_odd_event_among_others_like_it_is_made_to_fit_alone() -> None:
     odd = event(upstream_request_id="a\x07b", proxy_ms=0.1234567, usage=Usage(input_tokens=-5))
     record_events([event(upstream_request_id="fine"), odd, event(upstream_request_id="fine")])
     found = sorted(UsageRecord.objects.values_list("upstream_request_id", "proxy_us", "input_tokens", "pricing"))
-    assert found == [("a�b", 123, -1, "unpriced"), *[("fine", 250, 1000, "priced")] * 2]
+    assert found == [("a�b", 123, 0, "unpriced"), *[("fine", 250, 1000, "priced")] * 2]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage(input_tokens=-1, output_tokens=500),
+        Usage(input_tokens=rows.QUANTITY_MAX + 1, output_tokens=500),
+        Usage(output_tokens=500, images=1 << 62),
+        Usage(output_tokens=500, seconds=-0.1),
+        Usage(output_tokens=500, seconds=1e13),
+    ],
+)
+@pytest.mark.parametrize(("status", "method"), [(200, "POST"), (101, "GET")])
+def test_of_a_usage_that_cannot_be_nothing_is_counted_and_nothing_is_free(
+    usage: Usage, status: int, method: str
+) -> None:
+    odd = event(usage=usage, status=status, method=method, endpoint="/v1/responses")
+    record_events([odd, event()])
+    record = UsageRecord.objects.get(event_id=odd.id)
+    assert (rows.usage_of(record), record.cost_usd, record.pricing) == (Usage(), None, "unpriced")
+    day = {row.endpoint: row for row in UsageDay.objects.all()}["/v1/responses"]
+    assert (day.input_tokens, day.output_tokens, day.images, day.audio_ms) == (0, 0, 0, 0)
+    assert (day.requests, day.unpriced_requests, day.cost_usd) == (1, 1, 0)
 
 
 def test_rows_of_a_kind_are_recorded_whole_however_many_they_are() -> None:
