@@ -54,6 +54,38 @@ def test_a_body_too_long_to_be_held_is_estimated_all_the_same(
     assert record[10]
 
 
+@pytest.mark.parametrize(
+    "count", [b"-5", b"12.5", b'"12"', b"true", b"NaN", b"1000000000001", b"9007199254740992", b"9" * 40]
+)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_answer_whose_counts_cannot_be_is_estimated(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, name: str, count: bytes, is_stream: bool
+) -> None:
+    usage = json.dumps(USAGE).encode().replace(b'"%b": ' % name.encode(), b'"%b": %b, "x": ' % (name.encode(), count))
+    said = chunk("Hello there, how are you?") if is_stream else {"choices": [{"message": {"content": "Hello there"}}]}
+    last = b'{"model": "gpt-4o-mini-2024-07-18", "usage": %b, ' % usage
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        if not is_stream:
+            await exchange.answer(last + json.dumps(said).encode()[1:])
+            return
+        await exchange.start_stream()
+        await exchange.events(said, done=False)
+        await exchange.chunk(b"data: " + last + b'"choices": []}\n\ndata: [DONE]\n\n')
+        await exchange.end_stream()
+
+    upstream.script = script
+    assert post(metered, {**CHAT, "stream": is_stream}).status_code == 200
+    record = ledger.new()[0]
+    assert record[1:5] == ("gpt-4o-mini-2024-07-18", 200, "completed", "estimated")
+    assert 0 < record[5] < 50
+    assert 0 < record[7] < 50
+    ((least,),) = metered.rows("SELECT min(input_tokens + output_tokens) FROM billing_usageday")
+    assert least >= 0
+
+
 def test_the_facts_of_a_long_body_stand_at_either_end() -> None:
     for part_bytes in (1000, 65_536, 1 << 20):
         body = LongBody()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.events import Usage
+from billing.pricing import MAX_QUANTITY
 from gateway.endpoints import Meter, endpoint_of
 from gateway.tests.usage_answers import (
     CHAT,
@@ -255,7 +256,43 @@ def test_what_is_no_report_counts_as_none(reported: bytes) -> None:
     assert usage_in(reported, Meter.CHAT) is None
 
 
-TOKENS = st.integers(0, 1000) | st.integers(0, 1 << 50)
+# Negative, broken, of another type, or more than any request can hold.
+NONSENSE = [b"-1", b"-1e18", b"0.5", b'"7"', b"true", b"[7]", b"{}", b"NaN", b"Infinity", b"-Infinity", b"1e400"]
+NONSENSE += [b"%d" % (MAX_QUANTITY + 1), b"9007199254740992", b"9" * 30, b"9" * 5000]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=short_id)
+@pytest.mark.parametrize(
+    "report",
+    [
+        b'{"prompt_tokens":%b,"completion_tokens":1,"total_tokens":2}',
+        b'{"prompt_tokens":1,"completion_tokens":%b,"total_tokens":2}',
+        b'{"input_tokens":%b,"output_tokens":1}',
+        b'{"input_tokens":1,"output_tokens":%b}',
+        b'{"total_tokens":%b}',
+        b'{"prompt_tokens":2,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":%b}}',
+        b'{"input_tokens":2,"output_tokens":1,"input_tokens_details":{"cached_tokens":1,"audio_tokens":%b}}',
+        b'{"input_tokens":2,"output_tokens":1,"output_tokens_details":{"reasoning_tokens":%b}}',
+        b'{"input_tokens":2,"output_tokens":1,"cache_read_input_tokens":%b}',
+        b'{"input_tokens":2,"output_tokens":1,"cache_creation_input_tokens":%b}',
+    ],
+    ids=short_id,
+)
+def test_a_report_with_a_count_that_cannot_be_is_none_or_does_without_it(report: bytes, nonsense: bytes) -> None:
+    for meter in Meter:
+        usage = usage_in(report % nonsense, meter)
+        assert usage is None or sum(msgspec.structs.astuple(usage)) <= 4
+
+
+def test_counts_that_are_too_large_only_together_are_no_report() -> None:
+    most = {"input_tokens": MAX_QUANTITY, "output_tokens": MAX_QUANTITY}
+    assert usage_in(dumps(most), Meter.CHAT) == Usage(input_tokens=MAX_QUANTITY, output_tokens=MAX_QUANTITY)
+    assert usage_in(dumps(most | {"cache_read_input_tokens": 1}), Meter.CHAT) is None
+    thought = {"output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 2 * MAX_QUANTITY + 1}
+    assert usage_in(dumps(most | thought), Meter.CHAT) is None
+
+
+TOKENS = st.integers(0, 1000) | st.integers(0, MAX_QUANTITY // 2)
 DETAILS = st.fixed_dictionaries(
     {},
     optional={

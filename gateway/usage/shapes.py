@@ -13,7 +13,7 @@ from billing.events import Usage
 from gateway.endpoints import Meter
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-_MOST_TOKENS = 1 << 53
+_MOST_TOKENS = 10**12  # as in `billing.pricing`: more than any request can hold
 _MOST_SECONDS = 1e9
 _LONGEST_NAME = 100
 _USUAL_NAME_BYTES = 102
@@ -205,6 +205,8 @@ def _usage(reported: _Reported, meter: Meter) -> Usage | None:
     reasoning = _count(details_out.reasoning_tokens)
     if reasoning and _count(reported.total_tokens) == input_count + output_count + reasoning:
         output_count += reasoning  # xAI and Gemini count thinking beside the completion, not in it
+    if input_count > _MOST_TOKENS or output_count > _MOST_TOKENS:
+        raise ValueError("no token count, but a sum of some")
     audio = _input_audio(details, input_count, meter)
     audio_output, image_output = _output_media(details_out, output_count, meter)
     text = output_count - audio_output - image_output
