@@ -24,7 +24,7 @@ from billing.models import ApiKey, Grant, UsageRecord
 from billing.rating import Labels, PricesOfModel, Rater, RatesAtPrice, current_rater
 from billing.rollups import QUANTITIES, SUMS, Group, Increments, add_to_rollups
 from billing.rows import Kind
-from billing.transactions import in_ledger
+from billing.transactions import give_up_waiting_after, in_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ _PARAMETERS_MAX = 999
 _ROWS_AT_ONCE = (64, 16, 4, 1)
 _COST = -len(_OWN) + _OWN.index("cost_usd")
 _ONE = Decimal(1)
+# A batch that waits holds its keys' rows, and so whoever would block one of them in the admin.
+_LOCKED_MOST_S = 10.0
 _rounded: Callable[[float], int] = float.__round__  # a third of what round() takes to find it
 
 Row = tuple[Any, ...]
@@ -93,6 +95,7 @@ def _taken(events: Iterable[UsageEvent]) -> tuple[rows.Intake, int]:
 
 
 def _record(by_kind: ByKind) -> dict[str, int]:
+    give_up_waiting_after(_LOCKED_MOST_S)
     found = sheets(by_kind, _keys(by_kind), current_rater())
     new_ids = _insert(found)
     increments = _increments(found if new_ids is None else (sheet.only(new_ids) for sheet in found))

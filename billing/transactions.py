@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from django.db import OperationalError, connection, transaction
@@ -34,6 +35,30 @@ def in_ledger(work: Callable[[], Result], *, alone: bool = False) -> Result:
                 raise
             time.sleep(random.uniform(0.005, 0.03) * attempt)  # noqa: S311 - no secret
     raise AssertionError("unreachable")
+
+
+def give_up_waiting_after(seconds: float) -> None:
+    """Have the current transaction fail once it has waited so long for a row or table that somebody else has locked.
+
+    SQLite has a time limit of its own, that of its connections.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{round(seconds * 1000)}ms"])
+
+
+@contextmanager
+def reading_impatiently(seconds: float) -> Iterator[None]:
+    """What is read within fails instead of waiting longer for what others have locked.
+
+    That takes a transaction, which on SQLite would be a writer's; there readers wait for nobody.
+    """
+    if connection.vendor == "sqlite":
+        yield
+        return
+    with transaction.atomic():
+        give_up_waiting_after(seconds)
+        yield
 
 
 def release_connection() -> None:

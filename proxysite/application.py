@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -71,7 +71,7 @@ class Application:
             sink=self._ledger.record,
             flush_interval_s=settings.JOURNAL_FLUSH_SECONDS,
             max_bytes=settings.JOURNAL_MAX_BYTES,
-            on_tick=self._keep_policy,
+            on_tick=lambda: self._policy_reader.keep(),
         )
         self._tracing = _tracing()
         metering = Metering(
@@ -85,7 +85,7 @@ class Application:
         prices = Prices()
         self._limiter = limiting.make_limiter(metering, prices)
         self._policy_reader = limiting.PolicyReader(self._limiter, prices)
-        self._policy = Policy(load=lambda: ledger.connected(self._policy_reader.read), apply=self._apply)
+        self._policy = Policy(load=self._read_policy, apply=self._apply)
         self._relay = Relay(
             upstream_url=settings.UPSTREAM_URL,
             transport=self._transport,
@@ -181,6 +181,7 @@ class Application:
         self._worker_metrics.start()
         self._ledger.start()
         self._journal.start()
+        self._policy.start()
         self._report.start()
         tasks = [asyncio.create_task(self._relay.keep_time())]
         if settings.REDIS_URL:
@@ -194,6 +195,7 @@ class Application:
         self._chat.close()
         for task in tasks:
             task.cancel()
+        self._policy.close()
         await self._transport.aclose()
         await self._estimator.aclose()
         await asyncio.to_thread(self._report.close)
@@ -225,16 +227,15 @@ class Application:
             reading.add_done_callback(lambda done: done.cancelled() or done.exception())
             logger.warning("what operators have decided could not be read yet: %s", type(exc).__name__)
 
+    def _read_policy(self) -> Iterator[limiting.Decisions]:
+        with ledger.kept_connection():
+            yield from self._policy_reader.parts()
+
     def _apply(self, decisions: limiting.Decisions) -> None:
         """Let everything that is decided hold from now on; from any thread."""
         self._relay.metering.blocked = decisions.blocked
         self._limiter.rules = decisions.rules
         self._relay.limiter = self._limiter if decisions.rules.limits_anything else None
-
-    def _keep_policy(self) -> None:
-        """Runs in the journal's thread, where waiting for the database holds up nobody."""
-        self._policy_reader.keep()
-        self._policy.refresh_if_old()
 
 
 def upstream_transport(context: ssl.SSLContext) -> httpx.AsyncBaseTransport:

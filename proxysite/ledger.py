@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import IO, TypeVar
+from collections.abc import Iterator
+from typing import IO
 
 import msgspec
 from django.conf import settings
@@ -28,8 +28,6 @@ from billing import services
 from gateway import segments
 
 logger = logging.getLogger("proxysite.ledger")
-
-Result = TypeVar("Result")
 
 _NICENESS = 10
 _FAREWELL_SECONDS = 2.0
@@ -173,17 +171,18 @@ def _replied(lines: bytes) -> Reply:
 def record(lines: bytes) -> Reply:
     """Record lines of the journal in this process; raises while the database is away."""
     reading = segments.read_lines(lines)
+    done = services.RecordResult(0, 0, 0)
     if reading.events:
-        done = connected(lambda: services.record_events(reading.events))
-    else:
-        done = services.RecordResult(0, 0, 0)
+        with kept_connection():
+            done = services.record_events(reading.events)
     return Reply(
         done.recorded, done.duplicates, done.rejected, reading.corrupt, reading.unreadable, sums=dict(done.sums)
     )
 
 
-def connected(work: Callable[[], Result]) -> Result:
-    """Do some work on this thread's connection, which stays open for the next time unless the work failed.
+@contextlib.contextmanager
+def kept_connection() -> Iterator[None]:
+    """Work on this thread's connection, which stays open for the next time unless the work fails.
 
     Django closes connections after each request; to open SQLite's anew for every batch, and to write its log back
     into the database each time, takes longer than the batch.
@@ -191,7 +190,7 @@ def connected(work: Callable[[], Result]) -> Result:
     try:
         connection.ensure_connection()
         connection.close_at = None
-        return work()
+        yield
     except BaseException:
         connection.close()
         raise

@@ -23,6 +23,7 @@ from billing.events import UsageEvent
 from billing.fields import usd_to_units
 from billing.limits import NO_LIMITS, KeyLimits, KeyPolicy
 from billing.reserving import Prices
+from billing.transactions import reading_impatiently
 from gateway import segments
 from gateway.addresses import ProxyTrust
 from gateway.limit_memory import MemoryStore
@@ -38,6 +39,7 @@ _OVERLAP = dt.timedelta(seconds=60)
 _ALL_AGAIN_SECONDS = 3600.0
 _ALL_SPENT_AGAIN_SECONDS = 600.0
 _MOST_BY_NAME = 5_000
+_LOCKED_MOST_SECONDS = 5.0
 _KEPT_NAME = "limits.json"
 
 
@@ -183,12 +185,19 @@ class PolicyReader:
         self.is_answered = False
 
     def read(self) -> Decisions:
-        """Return what is decided now; raises while the database is away."""
+        """Return what is decided now; raises while the database is away, or keeps what is asked for locked."""
+        *_, decided = self.parts()
+        return decided
+
+    def parts(self) -> Iterator[Decisions]:
+        """Yield the same in two parts, as soon as they are known: whom to refuse, then what others may do."""
         with self._lock:
             try:
-                blocked = selectors.blocked_fingerprints()
-                self.is_answered = True
-                return Decisions(blocked, self._read_rules())
+                with reading_impatiently(_LOCKED_MOST_SECONDS):
+                    blocked = selectors.blocked_fingerprints()
+                    self.is_answered = True
+                    yield Decisions(blocked, self._rules)
+                    yield Decisions(blocked, self._read_rules())
             except BaseException:
                 # What was half read is read again.
                 self._all_at = -_ALL_AGAIN_SECONDS
