@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import ssl
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from billing.upstream_balance import UpstreamBalanceError, fetch_balance
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 
 pytestmark = pytest.mark.django_db
+MIB = 1024 * 1024
 
 
 async def _billing_upstream(exchange: Exchange) -> None:
@@ -112,6 +116,26 @@ def test_an_upstream_that_writes_on_and_on_is_waited_for_no_longer(balance_upstr
     balance_upstream.script = script
     with pytest.raises(UpstreamBalanceError, match=r"no whole answer within 0\.5 s"):
         asyncio.run(fetch_balance(API_KEY, timezone.now(), timeout_s=0.5))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip"])
+def test_an_answer_that_unpacks_to_very_much_is_not_unpacked_whole(balance_upstream: FakeUpstream, coding: str) -> None:
+    packed = bytes(100 * MIB)
+    for layer in coding.split(", "):
+        packed = zlib.compress(packed) if layer == "deflate" else gzip.compress(packed)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(packed, headers=(("content-encoding", coding),))
+
+    balance_upstream.script = script
+    tracemalloc.start()
+    try:
+        with pytest.raises(UpstreamBalanceError, match="too large"):
+            asyncio.run(fetch_balance(API_KEY, timezone.now()))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 10 * MIB
 
 
 def test_a_key_that_no_header_can_hold_is_refused_before_it_is_sent(
