@@ -119,10 +119,18 @@ def is_known_key(fingerprint: str) -> bool:
     return ApiKey.objects.filter(fingerprint=fingerprint).exists()
 
 
-def usage_rows(fingerprint: str, start: dt.date, end: dt.date) -> Iterator[UsageRow]:
-    """Yield the key's use of the days from `start` to `end`, both inclusive, oldest first; memory stays flat."""
+def usage_rows(
+    fingerprint: str, start: dt.date, end: dt.date, *, behind: UsageRow | None = None, most: int | None = None
+) -> Iterator[UsageRow]:
+    """Yield the key's use of the days from `start` to `end`, both inclusive, oldest first; memory stays flat.
+
+    With `behind`, only what comes after that row, and of it the first `most` rows, if a number is said.
+    """
     days = _days_of(fingerprint, start, end).order_by("day", "model", "endpoint")
-    for day in days.iterator(chunk_size=1000):
+    if behind is not None:
+        on_the_day = Q(model__gt=behind.model) | Q(model=behind.model, endpoint__gt=behind.endpoint)
+        days = days.filter(Q(day__gt=behind.date) | Q(on_the_day, day=behind.date), day__gte=behind.date)
+    for day in days[:most].iterator(chunk_size=1000):
         yield UsageRow(
             date=day.day,
             model=day.model,

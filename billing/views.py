@@ -46,7 +46,7 @@ WRONG_DATE = Message(
 
 _MOST_DAYS = 400
 _RETRY_AFTER_S = 5
-_CSV_DAYS_AT_ONCE = 31
+_CSV_ROWS_AT_ONCE = 2000
 _NEVER_ENDS = 4_102_444_800  # 2100-01-01
 _BEARER = re.compile(r"Bearer +(\S+) *\Z", re.IGNORECASE)
 _ISO_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -241,17 +241,15 @@ def _csv_response(fingerprint: str, start: dt.date, end: dt.date) -> StreamingHt
 
 async def _csv(fingerprint: str, start: dt.date, end: dt.date) -> AsyncIterator[str]:
     yield _csv_lines([UsageRow.__slots__])
-    for first_day in range(0, (end - start).days + 1, _CSV_DAYS_AT_ONCE):
-        first = start + dt.timedelta(days=first_day)
-        last = first + min(end - first, dt.timedelta(days=_CSV_DAYS_AT_ONCE - 1))
-        rows = await sync_to_async(_rows_and_release)(fingerprint, first, last)
-        if rows:
-            yield _csv_lines([[_cell(getattr(row, name)) for name in UsageRow.__slots__] for row in rows])
+    last: UsageRow | None = None
+    while rows := await sync_to_async(_rows_and_release)(fingerprint, start, end, last):
+        yield _csv_lines([[_cell(getattr(row, name)) for name in UsageRow.__slots__] for row in rows])
+        last = rows[-1]
 
 
-def _rows_and_release(fingerprint: str, start: dt.date, end: dt.date) -> list[UsageRow]:
+def _rows_and_release(fingerprint: str, start: dt.date, end: dt.date, behind: UsageRow | None) -> list[UsageRow]:
     """Return rows and hold no connection to the database while a slow client reads them."""
-    rows = list(selectors.usage_rows(fingerprint, start, end))
+    rows = list(selectors.usage_rows(fingerprint, start, end, behind=behind, most=_CSV_ROWS_AT_ONCE))
     release_connection()
     return rows
 

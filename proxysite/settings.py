@@ -266,6 +266,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
+    "proxysite.connections.ReleasedConnectionMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "proxysite.security.PermissionsPolicyMiddleware",
     "proxysite.csp.PolicyMiddleware",

@@ -18,7 +18,6 @@ from rest_framework.views import APIView
 
 from billing import keys, rate
 from billing.access import access_of
-from billing.transactions import release_connection
 from billing.views import TOO_MANY_REQUESTS
 from gateway import headers as wire
 from proxysite.envelope import ProError, failure, success
@@ -91,8 +90,6 @@ class SessionsView(APIView):
         finished["Access-Control-Allow-Origin"] = "*"
         finished["Access-Control-Expose-Headers"] = "Retry-After"
         finished["Cache-Control"] = "no-store"
-        # Django would keep it until the client has read the last byte, and there are few for the whole site.
-        release_connection()
         return finished
 
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import io
 import warnings
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from billing.models import ApiKey, ModelPrice
+from billing.models import ApiKey, ModelPrice, UsageDay
 from billing.services import block_key, give_grant, record_events
 from billing.tests.samples import event
 
@@ -105,3 +108,52 @@ async def test_rows_leave_in_pieces(async_client: AsyncClient) -> None:
     pieces = [piece async for piece in response.streaming_content]
     assert len(pieces) == 4  # the names, and 500 rows at a time
     assert b"".join(pieces).count(b"\n") == 1101
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_no_connection_is_held_between_two_pieces_and_no_key_that_moves_is_left_out(
+    async_client: AsyncClient,
+) -> None:
+    user = await get_user_model().objects.acreate(username="operator", is_staff=True, is_superuser=True)
+    await async_client.aforce_login(user)
+    used_at = timezone.now()
+    await ApiKey.objects.abulk_create(
+        [
+            ApiKey(fingerprint=f"{number:064x}", hint="sk-…1234", last_used_at=used_at - dt.timedelta(minutes=number))
+            for number in range(1100)
+        ]
+    )
+    response: Any = await async_client.get("/admin/billing/apikey/export/")
+    pieces = response.streaming_content
+    text, held = b"", []
+    async for piece in pieces:
+        text += piece
+        held.append(await sync_to_async(lambda: connection.connection is not None)())
+        if len(held) == 2:  # the names, and the first 500: now one is at their front that was behind them all
+            await ApiKey.objects.filter(fingerprint=f"{1099:064x}").aupdate(
+                last_used_at=used_at + dt.timedelta(minutes=1)
+            )
+    assert not any(held[1:])
+    rows = csv.DictReader(io.StringIO(text.decode("utf-8-sig")))
+    assert [int(row["fingerprint"], 16) for row in rows] == list(range(1100))
+
+
+@pytest.mark.parametrize("filters", ["", "?period=29", "?key=sk", "?trouble=completed"])
+def test_records_of_many_pieces_are_all_there_newest_first(operator: Client, filters: str) -> None:
+    now = timezone.now()
+    record_events([event(at=now - dt.timedelta(seconds=number // 7), model="gpt-4o-mini") for number in range(4500)])
+    rows = exported(operator, f"/admin/billing/usagerecord/export/{filters}")
+    assert len({row["event_id"] for row in rows}) == len(rows) == 4500
+    assert all(row["started_at"] for row in rows)
+
+
+def test_days_of_many_pieces_are_all_there_newest_first(operator: Client) -> None:
+    key = ApiKey.objects.create(fingerprint="1" * 64, hint="sk-…1234")
+    today = timezone.now().date()
+    UsageDay.objects.bulk_create(
+        UsageDay(key=key, day=today - dt.timedelta(days=number % 3), model=f"m{number}", endpoint="/v1/x")
+        for number in range(4500)
+    )
+    rows = exported(operator, "/admin/billing/usageday/export/")
+    assert len({row["model"] for row in rows}) == len(rows) == 4500
+    assert [row["day"] for row in rows] == sorted((row["day"] for row in rows), reverse=True)
