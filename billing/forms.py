@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from django import forms
@@ -16,7 +17,7 @@ from unfold.widgets import (
 )
 
 from billing import keys
-from billing.models import ApiKey, Grant
+from billing.models import ApiKey, Grant, GrantToken
 
 _LEAST_CHARS = 8
 
@@ -90,7 +91,17 @@ class NewKeyForm(PastedKeyForm, CountedTogether):
         return cleaned
 
 
-class NewGrantForm(PastedKeyForm):
+class OnceForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A form with a `token`, by which it does what it does once, however often it is sent."""
+
+    token = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4, required=False)
+
+    def clean_token(self) -> uuid.UUID:
+        # Whoever sends none has a page from before there were any, or is no browser.
+        return self.cleaned_data["token"] or uuid.uuid4()
+
+
+class NewGrantForm(PastedKeyForm, OnceForm):
     """A grant for a known key, or for one that is pasted and may be new."""
 
     class Meta:
@@ -105,10 +116,13 @@ class NewGrantForm(PastedKeyForm):
         cleaned = super().clean()
         if "api_key" not in self.errors and bool(self.pasted) == bool(self.cleaned_data.get("key")):
             self.add_error("key", _("Choose a key, or paste one: one of the two."))
+        token: uuid.UUID | None = self.cleaned_data.get("token")
+        if token and GrantToken.objects.filter(token=token).exists():
+            self.add_error(None, _("This grant has been given already."))
         return cleaned
 
 
-class ManyGrantsForm(forms.ModelForm):  # type: ignore[type-arg]
+class ManyGrantsForm(OnceForm):
     """The same grant for several keys."""
 
     valid_until = forms.SplitDateTimeField(

@@ -157,6 +157,19 @@ class Grant(models.Model):
         super().validate_constraints(exclude=set(exclude or ()) - {"valid_from"})
 
 
+class GrantToken(models.Model):
+    """The token of a form by which grants were given: it gives none again, however often the form is sent."""
+
+    token = models.UUIDField(primary_key=True, editable=False)
+    used_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.token)
+
+
 class Quantities(models.Model):
     """The columns of `billing.events.Usage`, under the same names; its seconds as whole milliseconds."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from uuid import UUID
 
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from billing import policy
-from billing.models import ApiKey, Grant
+from billing.models import ApiKey, Grant, GrantToken
 from billing.price_refresh import RefreshError, refresh_prices
 from billing.recording import RecordResult, record_events
 from billing.repricing import reprice
@@ -19,12 +20,14 @@ from billing.retention import purge_usage
 from billing.rollups import rebuild_usage_days
 
 __all__ = [
+    "AlreadyDoneError",
     "RecordResult",
     "RefreshError",
     "block_key",
     "block_keys",
     "ensure_key",
     "give_grant",
+    "give_grants",
     "purge_usage",
     "rebuild_usage_days",
     "record_events",
@@ -38,7 +41,12 @@ __all__ = [
     "unblock_keys",
     "unregister_key",
     "unregister_keys",
+    "use_token",
 ]
+
+
+class AlreadyDoneError(Exception):
+    """Somebody else was faster: the key is known, or the form has been used, by now. Nothing was changed."""
 
 
 def ensure_key(*, fingerprint: str, hint: str) -> ApiKey:
@@ -96,16 +104,22 @@ def _changed(keys: Iterable[ApiKey], change: Callable[[ApiKey], bool]) -> list[A
 def save_policy(key: ApiKey) -> None:
     """Save a key with what was decided of it, and have every gateway learn that.
 
-    Of a key that is there already nothing else: it may have been blocked or used since it was read.
+    Of a key that is there already nothing else: it may have been blocked or used since it was read. Raises
+    AlreadyDoneError if it is a new one that a gateway has just made known.
     """
     decided = None
     if not key._state.adding:
         decided = [field.name for field in key._meta.concrete_fields if field.editable and not field.primary_key]
         decided.append("policy_changed_at")
-    with transaction.atomic():
-        key.policy_changed_at = timezone.now()
-        key.save(update_fields=decided)
-        policy.announce_change()
+    key.policy_changed_at = timezone.now()
+    try:
+        with transaction.atomic():
+            key.save(force_insert=decided is None, update_fields=decided)
+            policy.announce_change()
+    except IntegrityError as exc:
+        if decided is None and ApiKey.objects.filter(fingerprint=key.fingerprint).exists():
+            raise AlreadyDoneError from exc
+        raise
 
 
 def give_grant(
@@ -129,6 +143,48 @@ def give_grant(
     grant.full_clean()
     grant.save(force_insert=True)
     return grant
+
+
+def give_grants(
+    keys: Iterable[ApiKey],
+    amount_usd: Decimal,
+    *,
+    token: UUID,
+    reason: str = "",
+    valid_until: dt.datetime | None = None,
+    given_by: User | None = None,
+) -> list[Grant]:
+    """Give each of these keys the same, all of them or none.
+
+    Raises ValidationError; AlreadyDoneError if the token has been used.
+    """
+    now = timezone.now()
+    grants = [
+        Grant(
+            key=key,
+            amount_usd=amount_usd,
+            reason=reason,
+            valid_from=now,
+            valid_until=valid_until,
+            given_by=given_by,
+        )
+        for key in keys
+    ]
+    for first in grants[:1]:  # the others differ from it in a key that is there
+        first.full_clean()
+    with transaction.atomic():
+        use_token(token)
+        return Grant.objects.bulk_create(grants, batch_size=1000)
+
+
+def use_token(token: UUID) -> None:
+    """Use up the token of a form, in the transaction of what it does. Raises AlreadyDoneError if that has been done.
+
+    Whoever comes while another one does it waits for how that ends.
+    """
+    _, is_new = GrantToken.objects.get_or_create(token=token)
+    if not is_new:
+        raise AlreadyDoneError
 
 
 def revoke_grant(grant: Grant, *, now: dt.datetime | None = None) -> bool:

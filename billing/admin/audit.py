@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from django.contrib.admin.models import DELETION, LogEntry
+from django.contrib.admin.models import ADDITION, DELETION, LogEntry
+from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import BooleanField, Field, Model, QuerySet
 from django.db.models.manager import BaseManager
@@ -59,6 +60,23 @@ def changed(row: Model, **changes: tuple[Any, Any]) -> list[dict[str, Any]]:
 def added(row: Model) -> list[dict[str, Any]]:
     """Return the message of an object that no form made."""
     return [{"added": {}, _KEY: {name: ["", text] for name, text in _fields_of(row).items() if text}}]
+
+
+def log_many_additions(request: HttpRequest, rows: Sequence[Model]) -> None:
+    """Write down objects of one kind that no form made, each with its values, in as few statements as they need."""
+    operator: Any = request.user
+    entries = (
+        LogEntry(
+            user_id=operator.pk,
+            content_type=ContentType.objects.get_for_model(row),
+            object_id=str(row.pk),
+            object_repr=str(row)[:200],
+            action_flag=ADDITION,
+            change_message=json.dumps(added(row)),
+        )
+        for row in rows
+    )
+    LogEntry.objects.bulk_create(entries, batch_size=1000)
 
 
 def values_in(entry: LogEntry) -> list[tuple[str, str, str]]:

@@ -46,7 +46,7 @@ class GrantAdmin(PastedKeyAdmin):
     actions = ("revoke",)
     new_form = NewGrantForm
     fields = ("key", "amount", "reason", "valid_from", "valid_until", "revoked_at", "given_by", "created_at")
-    fields_at_first = ("key", "amount_usd", "reason", "valid_from", "valid_until")
+    fields_at_first = ("key", "amount_usd", "reason", "valid_from", "valid_until", "token")
     readonly_fields = tuple(name for name in fields if name not in ("reason", "valid_until"))
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
@@ -54,6 +54,7 @@ class GrantAdmin(PastedKeyAdmin):
             # Nothing else: it may have been revoked since it was read.
             obj.save(update_fields=form.changed_data)
             return
+        services.use_token(form.cleaned_data["token"])
         if form.pasted:
             obj.key = services.ensure_key(**form.pasted)
         obj.given_by = request.user

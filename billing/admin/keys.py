@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest
 from django.utils import timezone
@@ -277,9 +278,13 @@ class ApiKeyAdmin(PastedKeyAdmin):
                 form=form,
             )
         operator: Any = request.user
-        grants = [services.give_grant(key, given_by=operator, **form.cleaned_data) for key in keys]
-        for given in grants:
-            self.log_addition(request, given, audit.added(given))
+        try:
+            with transaction.atomic():
+                grants = services.give_grants(keys, given_by=operator, **form.cleaned_data)
+                audit.log_many_additions(request, grants)
+        except services.AlreadyDoneError:  # by a second click, say
+            self.message_user(request, _("These grants have been given already."), messages.WARNING)
+            return None
         text = ngettext("%d grant given.", "%d grants given.", len(grants))
         self.message_user(request, text % len(grants), messages.SUCCESS)
         return None

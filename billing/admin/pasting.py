@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.utils.decorators import method_decorator
 from django.views.decorators.debug import sensitive_post_parameters
 
+from billing import services
 from billing.admin.base import ListAdmin
 from billing.forms import PastedKeyForm
 
@@ -47,4 +48,7 @@ class PastedKeyAdmin(ListAdmin):
 
     @method_decorator(sensitive_post_parameters("api_key"))
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return super().changeform_view(request, *args, **kwargs)
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except services.AlreadyDoneError:  # since the form was looked at; looked at once more, it says so
+            return super().changeform_view(request, *args, **kwargs)
