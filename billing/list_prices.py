@@ -105,7 +105,7 @@ _FREE = _usd(input="0", output="0")
 # Written down from memory of https://platform.openai.com/docs/pricing as it stood in 2025, not read off the page on
 # the day: a ModelPrice row is the cure for a figure that has changed since.
 # On purpose without a price: dall-e-2 and dall-e-3 (by size and quality, which usage does not tell) and sora-2(-pro)
-# (by resolution, the same); a ModelPrice row with `per_image` or `per_minute` prices them.
+# (by resolution, the same); a ModelPrice row prices them, with `per_image`, and a video with `per_request`.
 EXTRA: Final[Mapping[str, Price]] = {
     # Moderation is free of charge (https://platform.openai.com/docs/guides/moderation). By name: the package's row
     # takes every model with "moderation" anywhere in its name, and a name is something that a client makes up.

@@ -26,6 +26,8 @@ class Meter(enum.Enum):
     MODERATION = "moderation"
     RUNS = "runs"
     REALTIME = "realtime"
+    # No answer tells what a video costs: what it is made with is all that a record can say.
+    VIDEO = "video"
     # An object that exists already: the usage in it is not this request's, and comes again at every look.
     BATCH = "batch"
     STORED = "stored"
@@ -64,6 +66,10 @@ _METERS: dict[tuple[str, str], Meter] = {
     ("POST", "/v1/audio/speech"): Meter.SPEECH,
     ("POST", "/v1/moderations"): Meter.MODERATION,
     ("POST", "/v1/decisions"): Meter.OTHER,
+    ("POST", "/v1/videos"): Meter.VIDEO,
+    ("POST", "/v1/videos/edits"): Meter.VIDEO,
+    ("POST", "/v1/videos/extensions"): Meter.VIDEO,
+    ("POST", "/v1/videos/{video_id}/remix"): Meter.VIDEO,
     ("POST", "/v1/threads/runs"): Meter.RUNS,
     ("POST", "/v1/threads/{thread_id}/runs"): Meter.RUNS,
     ("POST", "/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs"): Meter.RUNS,

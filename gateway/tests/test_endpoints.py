@@ -61,6 +61,8 @@ def test_each_route_with_any_id_is_that_route(identity: str) -> None:
         ("GET", b"/v1/batches", "/v1/batches", Meter.NONE),
         ("GET", b"/v1/files/file-1/content", "/v1/files/{file_id}/content", Meter.NONE),
         ("GET", b"/dashboard/billing/usage", "/dashboard/billing/usage", Meter.NONE),
+        ("POST", b"/v1/videos", "/v1/videos", Meter.VIDEO),
+        ("POST", b"/v1/videos/video_1/remix", "/v1/videos/{video_id}/remix", Meter.VIDEO),
         # A literal before a parameter, whatever the method.
         ("POST", b"/v1/videos/characters", "/v1/videos/characters", Meter.NONE),
         ("POST", b"/v1/videos/video_1", "/v1/videos/{video_id}", Meter.NONE),

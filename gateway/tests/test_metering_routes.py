@@ -161,6 +161,41 @@ def test_a_streamed_run_is_not_counted_again_when_it_is_looked_at(
     assert [row[:4] for row in metered.rows(OF_RUNS.format(73))] == [("/v1/threads/runs", 73, 9, "upstream")]
 
 
+def test_a_video_is_unpriced_with_its_model_until_the_operator_enters_a_price(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    video = {"id": "video_1", "object": "video", "model": "sora-2", "status": "queued", "seconds": "8"}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.answer(json.dumps(video).encode())
+
+    upstream.script = script
+    headers = {"Authorization": f"Bearer {KEY}"}
+    asked = {"model": "sora-2", "prompt": "a cat", "seconds": "8"}
+    form = {name: (None, value) for name, value in asked.items()} | {"input_reference": ("a.png", b"PNG" * 100_000)}
+    metered.post("/v1/videos", files=form, headers=headers)
+    metered.post("/v1/videos", json=asked, headers=headers)
+    # These name no model; the answer does.
+    metered.post("/v1/videos/video_1/remix", json={"prompt": "a dog"}, headers=headers)
+    metered.post("/v1/videos/edits", json={"video": {"id": "video_1"}, "prompt": "a dog"}, headers=headers)
+    metered.post("/v1/videos/extensions", json={"video": {"id": "video_1"}, "prompt": "a dog"}, headers=headers)
+    metered.get("/v1/videos/video_1", headers=headers)
+    ledger.new(6)
+    rows = metered.rows(
+        "SELECT endpoint, model, pricing, cost_usd FROM billing_usagerecord WHERE endpoint LIKE '/v1/videos%' "
+        "ORDER BY event_id"
+    )
+    assert rows == [
+        ("/v1/videos", "sora-2", "unpriced", None),
+        ("/v1/videos", "sora-2", "unpriced", None),
+        ("/v1/videos/{video_id}/remix", "sora-2", "unpriced", None),
+        ("/v1/videos/edits", "sora-2", "unpriced", None),
+        ("/v1/videos/extensions", "sora-2", "unpriced", None),
+        ("/v1/videos/{video_id}", "", "free", 0),
+    ]
+
+
 def test_what_is_done_to_a_stored_answer_costs_nothing_and_is_no_riddle(
     metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
 ) -> None:
