@@ -13,12 +13,13 @@ from django.db.models import Q, QuerySet, Sum
 from billing.fields import units_to_usd
 from billing.models import ApiKey, KeyDay, UsageHour
 from billing.rollups import TALLIES
+from billing.sums import WideSum
 
 TOP = 8
 _NOTHING = units_to_usd(0)
 _HOUR = dt.timedelta(hours=1)
 _DAY = dt.timedelta(days=1)
-_SUMS = {f"total_{name}": Sum(name) for name in TALLIES}
+_SUMS = {f"total_{name}": WideSum(name) for name in TALLIES}
 
 
 @dataclass(frozen=True, slots=True)

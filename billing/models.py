@@ -121,7 +121,10 @@ class Grant(models.Model):
     """An amount that a key may use; it counts from `valid_from` until `valid_until` or until it is revoked."""
 
     key = models.ForeignKey(ApiKey, models.PROTECT, related_name="grants", verbose_name=_("key"))
-    amount_usd = UsdField(_("amount in USD"), validators=[MinValueValidator(Decimal("0.0000001"))])
+    amount_usd = UsdField(
+        _("amount in USD"),
+        validators=[MinValueValidator(Decimal("0.0000001")), MaxValueValidator(Decimal("999999999.9999999"))],
+    )
     reason = models.CharField(_("reason"), max_length=200, blank=True)
     valid_from = models.DateTimeField(_("valid from"), default=timezone.now)
     valid_until = models.DateTimeField(_("valid until"), null=True, blank=True)

@@ -24,6 +24,9 @@ _UNPRICED_WEIGHT: Final = 10**100
 # More than any request can hold. A count above it is an upstream's mistake or somebody's joke; a bill for it is both.
 MAX_QUANTITY: Final = 10**12
 MAX_PRICE: Final = Decimal(10**9)
+# Of one request. What costs more is charged as this: sums of it fit into a database's whole numbers, and a request that
+# costs too much to be true is not free.
+MAX_COST_USD: Final = Decimal(10**8)
 # Twice the digits that the largest quantity, price, long-context multiplier and factor can need together.
 _EXACT: Final = Context(prec=60, rounding=ROUND_HALF_UP)
 
@@ -169,6 +172,8 @@ class Price:
 class Costing:
     """The cost of one request. `amount_usd` has 7 decimals; None is unpriced, and `missing` says for want of what.
 
+    It is `MAX_COST_USD` at most, whatever the parts come to.
+
     `parts` are the exact summands before rounding, by quantity of `Usage` (and `requests`), the factor included;
     only what was used is in it. `missing` holds quantities of `Usage`, or `price`, `service_tier`, `batch`.
     """
@@ -224,7 +229,8 @@ def cost_of(
             parts["requests"] = rates.per_request * requests
         if multiplier != 1:
             parts = {name: part * multiplier for name, part in parts.items()}
-        return Costing(sum(parts.values(), Decimal(0)).quantize(TENTH_OF_A_MICRO_DOLLAR), parts)
+        amount_usd = min(sum(parts.values(), Decimal(0)), MAX_COST_USD)
+        return Costing(amount_usd.quantize(TENTH_OF_A_MICRO_DOLLAR), parts)
 
 
 class Tariff:
@@ -264,13 +270,15 @@ class Tariff:
             self._text_weights = self._weights[:4]  # reasoning tokens weigh nothing
             self._base = int(once * scale) * 20 + scale
             self._divisor: int = 2 * scale
+            # Below the weight of what is unpriced, too.
+            self._dearest: int = int(MAX_COST_USD.scaleb(7)) * self._divisor
 
     def units_of(self, usage: Usage) -> int | None:
         """Return what a usage costs, None if it is unpriced."""
         counts = _counts_of(usage)
         if not usage.seconds and min(counts) >= 0 and sum(counts) <= self._most:
             total: int = sum(map(operator.mul, self._weights, counts), self._base)
-            if total < _UNPRICED_WEIGHT:
+            if total < self._dearest:
                 return total // self._divisor
         amount_usd = self._cost_of(usage).amount_usd
         return None if amount_usd is None else int(amount_usd.scaleb(7))
@@ -284,7 +292,7 @@ class Tariff:
             total: int = (
                 self._base + weights[0] * fresh + weights[1] * cached + weights[2] * written + weights[3] * output
             )
-            if total < _UNPRICED_WEIGHT:
+            if total < self._dearest:
                 return total // self._divisor
         return self.units_of(usage)
 

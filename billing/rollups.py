@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connection
-from django.db.models import Case, CharField, Count, F, Func, Max, Model, Q, SmallIntegerField, Sum, Value, When
+from django.db.models import Case, CharField, Count, F, Func, Max, Model, Q, SmallIntegerField, Value, When
 from django.db.models.functions import Coalesce
 
 from billing import bulk
 from billing.fields import UsdField
 from billing.models import KeyDay, Pricing, Purge, Quantities, UsageDay, UsageHour, UsageRecord
+from billing.sums import MOST, WideSum
 from billing.transactions import in_ledger
 
 QUANTITIES = tuple(field.name for field in Quantities._meta.get_fields())
@@ -137,12 +138,18 @@ def _rebuild_day(day: dt.date) -> None:
 def _insert(table: type[Model], day: dt.date, query: Any, names: Mapping[str, str], sums: Sequence[str]) -> None:
     """Insert what a query finds on a day: `names` are columns and the query's names for them."""
     found, parameters = query.query.sql_with_params()
+    totals = (_at_most(f"total_{name}") for name in sums)
     statement = (
         f"INSERT INTO {table._meta.db_table} (day, {', '.join((*names, *sums))}) "  # noqa: S608 - no data
-        f"SELECT %s, {', '.join((*names.values(), *(f'total_{name}' for name in sums)))} FROM ({found}) AS grouped"
+        f"SELECT %s, {', '.join((*names.values(), *totals))} FROM ({found}) AS grouped"
     )
     with connection.cursor() as cursor:
         cursor.execute(statement, [connection.ops.adapt_datefield_value(day), *parameters])
+
+
+def _at_most(amount: str) -> str:
+    """Return the SQL of an amount that is MOST at most: no batch may fail since a sum is too large to be kept."""
+    return f"{'min' if connection.vendor == 'sqlite' else 'LEAST'}({amount}, {MOST})"
 
 
 class HourOf(Func):
@@ -173,18 +180,18 @@ _ROLLED_MODEL = Case(
 _IS_ERROR = Q(status__gte=400) | Q(outcome__in=["upstream_error", "timeout", "refused"])
 # In the order of SUMS, under names that no column has.
 _AGGREGATES: dict[str, Any] = {
-    **{f"total_{name}": Sum(name) for name in QUANTITIES},
+    **{f"total_{name}": WideSum(name) for name in QUANTITIES},
     "total_requests": Count("pk"),
     "total_errors": Count("pk", filter=_IS_ERROR),
     "total_unpriced_requests": Count("pk", filter=Q(pricing=Pricing.UNPRICED)),
-    "total_cost_usd": Coalesce(Sum("cost_usd"), Value(0, output_field=UsdField())),
-    "total_first_byte_ms_sum": Sum("first_byte_ms"),
-    "total_proxy_us_sum": Sum("proxy_us"),
+    "total_cost_usd": Coalesce(WideSum("cost_usd"), Value(0, output_field=UsdField())),
+    "total_first_byte_ms_sum": WideSum("first_byte_ms"),
+    "total_proxy_us_sum": WideSum("proxy_us"),
 }
-_TOKENS: Any = Sum(functools.reduce(operator.add, map(F, TOKENS)))
+_TOKENS: Any = WideSum(functools.reduce(operator.add, map(F, TOKENS)))
 _TALLIED: dict[str, Any] = {f"total_{name}": _AGGREGATES[f"total_{name}"] for name in _COPIED}
 _TALLIED["total_tokens"] = _TOKENS
-_SUMMED_DAYS: dict[str, Any] = {f"total_{name}": Sum(name) for name in _COPIED}
+_SUMMED_DAYS: dict[str, Any] = {f"total_{name}": WideSum(name) for name in _COPIED}
 _SUMMED_DAYS["total_tokens"] = _TOKENS
 
 
@@ -203,7 +210,8 @@ def _upsert(
     if not items:
         return
     columns, statement = _upsert_statement(model, tuple(names), tuple(sums), conflict)
-    bulk.execute(statement, bulk.parameter(((*row, *amounts) for row, amounts in items), columns))
+    fitting = ((*row, *(max(-MOST, min(amount, MOST)) for amount in amounts)) for row, amounts in items)
+    bulk.execute(statement, bulk.parameter(fitting, columns))
 
 
 @functools.cache
@@ -213,7 +221,9 @@ def _upsert_statement(
     table = model._meta.db_table
     types = bulk.columns_of(model)
     columns = {name: types[name] for name in (*names, *sums)}
-    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+    # A row that was there before sums had a bound may hold more than can be added to.
+    kept = {name: _at_most(f"{table}.{name}") for name in sums}
+    added = ", ".join(f"{name} = {_at_most(f'{before} + excluded.{name}')}" for name, before in kept.items())
     return columns, (
         f"INSERT INTO {table} ({', '.join(columns)}) {bulk.select_rows(columns)} "
         f"ON CONFLICT {conflict} DO UPDATE SET {added}"

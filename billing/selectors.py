@@ -17,6 +17,7 @@ from django.db.models import F, Q, QuerySet, Sum
 from billing.fields import units_to_usd, usd_to_units
 from billing.limits import KeyLimits, KeyPolicy, read_models, read_networks
 from billing.models import ApiKey, Grant, KeyDay, UsageDay
+from billing.sums import WideSum
 
 _CENT = Decimal("0.01")
 _ZERO = units_to_usd(0)
@@ -84,9 +85,9 @@ def balance_for_key(fingerprint: str, now: dt.datetime) -> Balance | None:
 def balances_of(key_ids: Collection[int], now: dt.datetime) -> dict[int, Balance]:
     """Return the balance of each of these keys, in two queries for all of them."""
     grants = valid_grants(Grant.objects.filter(key__in=key_ids), now)
-    granted = dict(grants.order_by().values_list("key").annotate(total=Sum("amount_usd")))
+    granted = dict(grants.order_by().values_list("key").annotate(total=WideSum("amount_usd")))
     days = KeyDay.objects.filter(key__in=key_ids, day__gte=window_start(now)).order_by()
-    sums = days.values_list("key").annotate(used=Sum("cost_usd"), unpriced=Sum("unpriced_requests"))
+    sums = days.values_list("key").annotate(used=WideSum("cost_usd"), unpriced=Sum("unpriced_requests"))
     used = {key_id: (cost, int(unpriced)) for key_id, cost, unpriced in sums}
     return {key_id: Balance(granted.get(key_id, _ZERO), *used.get(key_id, (_ZERO, 0))) for key_id in key_ids}
 
@@ -147,7 +148,7 @@ def usage_rows(
 
 def daily_costs(fingerprint: str, start: dt.date, end: dt.date) -> list[DailyCost]:
     """Return the key's cost by day and model, both dates inclusive, oldest first; days without cost are left out."""
-    sums = _days_of(fingerprint, start, end).values_list("day", "model").annotate(total=Sum("cost_usd"))
+    sums = _days_of(fingerprint, start, end).values_list("day", "model").annotate(total=WideSum("cost_usd"))
     return [DailyCost(day, model, total) for day, model, total in sums.order_by("day", "model") if total]
 
 
@@ -208,7 +209,7 @@ def units_spent(month: dt.date, fingerprints: Collection[str] | None = None) -> 
     days = KeyDay.objects.filter(day__gte=first, day__lt=(first + dt.timedelta(days=31)).replace(day=1)).order_by()
     if fingerprints is not None:
         days = days.filter(key__fingerprint__in=fingerprints)
-    sums = days.values_list("key__fingerprint").annotate(total=Sum("cost_usd"))
+    sums = days.values_list("key__fingerprint").annotate(total=WideSum("cost_usd"))
     return {sys.intern(fingerprint): usd_to_units(total) for fingerprint, total in sums.iterator(chunk_size=2000)}
 
 

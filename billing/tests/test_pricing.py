@@ -15,6 +15,7 @@ from billing.fields import usd_to_units
 from billing.list_prices import list_price
 from billing.pricing import (
     FALLBACKS,
+    MAX_COST_USD,
     MAX_MODEL_LENGTH,
     MAX_QUANTITY,
     TOKEN_PRICES,
@@ -128,9 +129,18 @@ def test_counts_that_cannot_be_are_unpriced(tokens: int) -> None:
 
 
 def test_the_largest_bill_is_still_exact() -> None:
-    price = Price(input=D("999999999.999999"), output=D("0.000001"))
+    price = Price(input=D("99.999999"), output=D("0.000001"))
     usage = Usage(input_tokens=MAX_QUANTITY, output_tokens=100_000)
-    assert cost_of(usage, price).amount_usd == D("999999999999999.0000001")
+    assert cost_of(usage, price).amount_usd == D("99999999.0000001")
+    assert Tariff(price).units_of(usage) == 999_999_990_000_001
+
+
+@pytest.mark.parametrize("rate", ["100.000001", "999999999.999999"])
+def test_what_costs_more_than_can_be_summed_up_costs_the_most_there_is(rate: str) -> None:
+    usage, price = Usage(input_tokens=MAX_QUANTITY), Price(input=D(rate))
+    assert cost_of(usage, price).amount_usd == MAX_COST_USD
+    assert Tariff(price).units_of(usage) == 10**15
+    assert Tariff(price).units_of_text(usage, (MAX_QUANTITY, 0, 0, 0, 0)) == 10**15
 
 
 def test_seconds_are_the_decimal_that_was_written() -> None:
