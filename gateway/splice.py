@@ -54,6 +54,8 @@ def with_include_usage(body: bytes, *, max_bytes: int = _MOST_BODY_BYTES) -> byt
         return None
     try:
         request = _request_in(body)
+        if not body.isascii():
+            str(body, "utf-8")  # the parser does not ask it of members that it skips; JSON is UTF-8 (RFC 8259 §8.1)
     except _UNREADABLE:
         return None
     if bytes(request.stream) != b"true" or request.stream_options:

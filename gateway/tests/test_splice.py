@@ -71,6 +71,8 @@ def test_usage_is_asked_for_by_one_member_and_no_other_byte_changes(body: bytes)
         b'{"stream":true,}',
         b"{'stream':true}",
         b'{"stream":true,"x":NaN}',
+        b'{"stream":true,"x":"\xff"}',
+        b'{"stream":true,"x":"\xed\xa0\x80"}',
         b'\xef\xbb\xbf{"stream":true}',
         '{"stream":true}'.encode("utf-16"),
         b'{"stream":true,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
