@@ -12,6 +12,7 @@ from gunicorn.arbiter import Arbiter
 from proxysite import settings
 from proxysite.embedded import EmbeddedCelery
 from proxysite.gunicorn_conf import MASTER_ARGUMENTS, RETIRE
+from proxysite.server import GatewayWorker
 
 
 class Master(Arbiter):
@@ -21,8 +22,11 @@ class Master(Arbiter):
     comes to it after the workers, so after their streams.
 
     Workers that a reload has replaced are retired, not stopped, and are no longer counted: one that is needed is
-    started however many of those are left.
+    started however many of those are left. They are retired when those that replace them accept connections, and not
+    before: the time that a start takes would be one in which nobody does.
     """
+
+    WORKERS: dict[int, GatewayWorker]  # by process, oldest first
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
@@ -32,20 +36,22 @@ class Master(Arbiter):
 
     def manage_workers(self) -> None:
         self._retired.intersection_update(self.WORKERS)
-        serving = sorted(self.WORKERS.keys() - self._retired, key=lambda pid: self.WORKERS[pid].age)
+        serving = [pid for pid in self.WORKERS if pid not in self._retired]
         for _ in range(self.num_workers - len(serving)):
             self.spawn_worker()
-        self._retired.update(serving[: max(0, len(serving) - self.num_workers)])
+        replaced, kept = serving[: -self.num_workers], serving[-self.num_workers :]
+        if all(self.WORKERS[pid].has_begun for pid in kept):
+            self._retired.update(replaced)
         for pid in self._retired:
             # Again and again: a worker that was just being started has not heard it.
             self.kill_worker(pid, RETIRE)
-            # A reload waits for workers of this age, deaf to signals, which here would be for as long as streams run.
-            if pid in self.WORKERS:
-                self.WORKERS[pid].age = math.inf
         if self._celery is not None:
             self._celery.keep_running()
 
     def reload(self) -> None:
+        for worker in self.WORKERS.values():
+            # gunicorn's waits for younger ones to end, deaf to signals, which here would be for as long as streams run.
+            worker.age = math.inf
         super().reload()
         if self._celery is not None:
             self._celery.restart()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import mmap
 import os
 import resource
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
+import uvicorn
 import uvicorn.server
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
@@ -41,6 +46,19 @@ class GatewayWorker(UvicornWorker):
     # Those that are at first as the system has them: a worker that is just born would die of this one.
     SIGNALS = [number for number in UvicornWorker.SIGNALS if number != RETIRE]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # One byte that this process and the master, in which the object is made, both see.
+        self._begun = mmap.mmap(-1, 1)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the worker has accepted connections since it was started, as the master sees it too."""
+        return self._begun[0] != 0
+
+    def _begin(self) -> None:
+        self._begun[0] = 1
+
     def init_signals(self) -> None:
         super().init_signals()
         # Until the loop runs: what is not heard now, the master says again.
@@ -53,7 +71,7 @@ class GatewayWorker(UvicornWorker):
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = Server(self.config)
+        server = Server(self.config, on_start=self._begin)
         # What the master sends on Ctrl-C; uvicorn's own handlers are for SIGTERM and SIGINT.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
         # Not the loop's: it may still be sent when the loop has ended.
@@ -91,6 +109,14 @@ class Server(uvicorn.server.Server):
     """
 
     is_stopped = False
+
+    def __init__(self, config: uvicorn.Config, *, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
 
     def retire(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True

@@ -77,6 +77,24 @@ def test_streams_outlive_several_reloads_by_more_than_the_time_of_a_stop(upstrea
         assert "was sent SIG" not in proxy.log
 
 
+def test_the_old_worker_takes_connections_until_the_new_one_does() -> None:
+    with LiveProxy() as proxy:
+        old = set(proxy.worker_pids)
+        assert proxy.process is not None
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(set(proxy.worker_pids) - old))
+        (new,) = set(proxy.worker_pids) - old
+        os.kill(new, signal.SIGSTOP)  # as slow in starting as can be
+        assert proxy.log.count("Application startup complete") == 1
+        # Longer than the master takes to look after its workers once.
+        stopped_at = time.monotonic()
+        while time.monotonic() < stopped_at + 3:
+            assert proxy.get("/healthz").status_code == 200
+        os.kill(new, signal.SIGCONT)
+        wait_for(lambda: proxy.worker_pids == [new])
+        assert proxy.get("/healthz").status_code == 200
+
+
 def test_a_session_outlives_a_reload_by_more_than_the_time_of_a_stop() -> None:
     with (
         RealtimeUpstream() as upstream,
