@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, UpstreamProtocolError
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -157,12 +157,12 @@ class Plan:
 
     Clients and upstreams send the same names again and again: what would be asked of each field is asked of the
     list, once. `at` has the place of the last field of each name that somebody looks at, in lower case, and `places`
-    those of an answer's fields whose values matter; `hosts` is how many of that name there are. `refusal` is why such a
-    request must not go up, "" if it may. `is_usual`: there is one host, and neither a coding nor an expectation for
-    the server to settle.
+    those of an answer's fields whose values matter; `codings` are those of transfer codings; `hosts` is how many of
+    that name there are. `refusal` is why such a request must not go up, "" if it may. `is_usual`: there is one host,
+    and neither a coding nor an expectation for the server to settle.
     """
 
-    __slots__ = ("at", "connections", "hosts", "is_usual", "kept", "places", "refusal")
+    __slots__ = ("at", "codings", "connections", "hosts", "is_usual", "kept", "places", "refusal")
 
     def __init__(self, names: Sequence[bytes], roles: Roles, looked_at: frozenset[bytes]) -> None:
         names = [name.lower() for name in names]
@@ -171,6 +171,7 @@ class Plan:
         self.connections = [at for at, name in enumerate(names) if name == b"connection"]
         self.at = {name: at for at, name in enumerate(names) if name in looked_at}
         self.places = [(what, self.at[name]) for name, what in _LOOKED_INTO.items() if name in self.at]
+        self.codings = [at for at, name in enumerate(names) if name == b"transfer-encoding"]
         self.hosts = names.count(b"host")
         self.is_usual = self.hosts == 1 and _SETTLED_BY_SERVER.isdisjoint(names)
         self.refusal = _refusal(names)
@@ -257,8 +258,14 @@ def to_upstream(headers: RawHeaders, *, host: bytes, plan: Plan | None = None) -
 
 
 def to_client(headers: RawHeaders) -> ToClient:
-    """Return what reaches the client of an upstream's header fields, CORS fields added."""
+    """Return what reaches the client of an upstream's header fields, CORS fields added.
+
+    Raises UpstreamProtocolError where the body is in a transfer coding that nobody asked for: it would reach the client
+    still coded, and without the field that says so (RFC 9112 §6.1).
+    """
     plan = _plans_to_client[tuple(map(_name_of, headers))]
+    if plan.codings and [headers[at][1].strip().lower() for at in plan.codings] != [b"chunked"]:
+        raise UpstreamProtocolError("The upstream answered in a transfer coding other than chunked.")
     sent = [*plan.kept(headers), *CORS_HEADERS]
     if plan.connections and (named := _named_by_connection(headers, plan.connections)):
         sent = [pair for pair in sent if pair[0].lower() not in named]

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from gateway import headers as wire
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, UpstreamProtocolError
 
 
 def upstream_names(headers: wire.RawHeaders) -> list[bytes]:
@@ -100,7 +100,7 @@ def test_a_chunked_body_stays_chunked() -> None:
     ],
 )
 def test_a_field_that_is_no_business_of_the_client_stays_here(name: str) -> None:
-    assert client_names([(name.encode(), b"1"), (b"ETag", b"x")]) == [b"ETag"]
+    assert client_names([(name.encode(), b"chunked"), (b"ETag", b"x")]) == [b"ETag"]
 
 
 def test_the_clients_fields_keep_case_order_and_duplicates() -> None:
@@ -202,6 +202,13 @@ def test_the_declared_size_of_a_body_is_found(headers: wire.RawHeaders, body_byt
 )
 def test_an_event_stream_is_one_that_can_be_read(headers: wire.RawHeaders, is_event_stream: bool) -> None:
     assert wire.to_client(headers).is_event_stream is is_event_stream
+
+
+@pytest.mark.parametrize("codings", [[b"gzip, chunked"], [b"identity"], [b""], [b"chunked", b"chunked"]])
+def test_an_answer_in_another_coding_than_chunked_is_none(codings: list[bytes]) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        wire.to_client([(b"Transfer-Encoding", coding) for coding in codings])
+    wire.to_client([(b"Transfer-Encoding", b"Chunked ")])
 
 
 def test_a_strangers_names_are_remembered_in_bounded_number_and_length() -> None:

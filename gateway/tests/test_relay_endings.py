@@ -59,8 +59,11 @@ def test_the_client_leaves_and_the_upstream_knows_soon(
         (b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n", 502),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", 502),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * (2 * MIB) + b"\r\n\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n\x1f\x8b\r\n0\r\n\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n\x1f\x8b", 502),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 @either_way
 def test_an_upstream_that_leaves_or_talks_nonsense_gives_an_error_in_openais_form(
