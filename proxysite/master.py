@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from proxysite import settings
 from proxysite.embedded import EmbeddedCelery
 from proxysite.gunicorn_conf import MASTER_ARGUMENTS, RETIRE
 from proxysite.server import GatewayWorker
+
+logger = logging.getLogger("gunicorn.error")  # with what the master itself says of its workers
 
 
 class Master(Arbiter):
@@ -23,7 +27,7 @@ class Master(Arbiter):
 
     Workers that a reload has replaced are retired, not stopped, and are no longer counted: one that is needed is
     started however many of those are left. They are retired when those that replace them accept connections, and not
-    before: the time that a start takes would be one in which nobody does.
+    before: the time that a start takes would be one in which nobody does. Where one cannot start, those before it stay.
     """
 
     WORKERS: dict[int, GatewayWorker]  # by process, oldest first
@@ -36,7 +40,7 @@ class Master(Arbiter):
 
     def manage_workers(self) -> None:
         self._retired.intersection_update(self.WORKERS)
-        serving = [pid for pid in self.WORKERS if pid not in self._retired]
+        serving = self._serving()
         for _ in range(self.num_workers - len(serving)):
             self.spawn_worker()
         replaced, kept = serving[: -self.num_workers], serving[-self.num_workers :]
@@ -47,6 +51,23 @@ class Master(Arbiter):
             self.kill_worker(pid, RETIRE)
         if self._celery is not None:
             self._celery.keep_running()
+
+    def reap_workers(self) -> None:
+        """Take leave of workers that have ended. Raises HaltServer for one that cannot start, where it is needed."""
+        while True:
+            try:
+                super().reap_workers()
+                return
+            except HaltServer as exc:
+                begun = [pid for pid in self._serving() if self.WORKERS[pid].has_begun]
+                if len(begun) < self.num_workers:
+                    raise
+                # Of a reload: it must not take the service, and all its streams, with it.
+                logger.error("%s Those before it go on.", exc.reason)
+
+    def _serving(self) -> list[int]:
+        """Return the processes of workers that are not retired, oldest first; they may not have begun yet."""
+        return [pid for pid in self.WORKERS if pid not in self._retired]
 
     def reload(self) -> None:
         for worker in self.WORKERS.values():

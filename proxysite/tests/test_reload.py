@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import trustme
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -92,6 +94,24 @@ def test_the_old_worker_takes_connections_until_the_new_one_does() -> None:
             assert proxy.get("/healthz").status_code == 200
         os.kill(new, signal.SIGCONT)
         wait_for(lambda: proxy.worker_pids == [new])
+        assert proxy.get("/healthz").status_code == 200
+
+
+def test_a_new_worker_that_cannot_start_leaves_the_old_one_serving(tmp_path: Path) -> None:
+    certificates = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(certificates))
+    with LiveProxy(UPSTREAM_CA_FILE=str(certificates)) as proxy:
+        old = proxy.worker_pids
+        good = certificates.read_text()
+        certificates.write_text("no certificate")
+        assert proxy.process is not None
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "Worker failed to boot. Those before it go on." in proxy.log)
+        assert proxy.worker_pids == old
+        assert proxy.get("/healthz").status_code == 200
+        certificates.write_text(good)
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not set(old) & set(proxy.worker_pids))
         assert proxy.get("/healthz").status_code == 200
 
 
