@@ -107,7 +107,7 @@ def no_limits() -> float:
 
 async def main() -> None:
     print(f"no limit anywhere: {no_limits():.3f} µs")
-    metering = Metering(pepper=b"p" * 32, append=lambda event: None, estimates=None)  # type: ignore[arg-type]
+    metering = Metering(pepper=b"p" * 32, journal=[], estimates=None)  # type: ignore[arg-type]
     url = os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/9"
     shared = RedisStore(url, prefix="proxysite-bench", deadline_s=1.0)
     keeping = asyncio.create_task(shared.keep())

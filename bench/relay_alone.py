@@ -63,7 +63,7 @@ class RelayAlone:
             upstream_url=settings.UPSTREAM_URL,
             transport=PooledTransport(ssl_context=context),
             limits=RelayLimits(),
-            metering=_NoMetering(pepper=b"none", append=lambda event: None, estimates=Estimator()),
+            metering=_NoMetering(pepper=b"none", journal=[], estimates=Estimator()),
             sandbox=SandboxTransport(),
             sandbox_key=settings.SANDBOX_KEY,
         )

@@ -44,8 +44,8 @@ class Exchange:
     `deadline` is a time of the loop's clock. Three things may end it early, each by cancelling the task that
     runs it: the client leaves, somebody is silent for too long, the server stops.
 
-    Most requests need no task: `begin` sends them upstream in the turn in which they came, and `arrived` answers in
-    the turn in which the whole answer came. Whatever else happens to them starts the task.
+    Most requests need no task: `begin` sends them upstream in the turn in which they came, and `Arrivals` has them
+    answered in the turn in which the whole answer came. Whatever else happens to them starts the task.
     """
 
     # Defaults of the class, not of each exchange: most come to their end as they are.
@@ -54,6 +54,7 @@ class Exchange:
     _outgoing: OutgoingRequest | None = None
     _cancelled_for: GatewayError | ClientLeftError | None = None
     _is_deferred = False
+    _has_arrived = False  # whole, and is yet to be taken
     _failed: Exception | None = None  # before there was a task
     _stream: Any = None
     _answer: wire.ToClient | None = None
@@ -247,24 +248,44 @@ class Exchange:
             self._shortcuts.send_interim(interim.status, interim.reason, headers)
 
     def arrived(self) -> None:
-        """Respond in the turn in which the whole answer came. What has to be waited for is left to a task."""
-        outgoing, shortcuts = self._outgoing, self._shortcuts
-        if outgoing is None or shortcuts is None:
-            return
-        answer = outgoing.answer
-        if answer.is_whole and answer.status <= 599:
-            self._stream = answer
-            try:
-                self._take_head(answer.status, answer.fields)
-                if self._take_whole() and self._counting is None:
-                    self._respond(answer.reason)
-                    self._ended = True
-                    self._settle()
-                    shortcuts.end()
-                    return
-            except Exception as exc:  # whatever it is, the task tells the client
-                self._failed = exc
+        """Have the answer sent with the others of this turn if all of it has come, else go on in a task."""
+        outgoing = self._outgoing
+        if outgoing is not None and outgoing.answer.is_whole and outgoing.answer.status <= 599:
+            self._has_arrived = True
+            self._relay.arrivals.add(self)
+        else:
+            self._start()
+
+    def take_answer(self) -> bool:
+        """Meter the answer, which has come whole; return whether `send_answer` may follow.
+
+        What has to be waited for is left to a task.
+        """
+        outgoing = self._outgoing
+        self._has_arrived = False
+        if outgoing is None:
+            return False
+        self._stream = answer = outgoing.answer
+        try:
+            self._take_head(answer.status, answer.fields)
+            if self._take_whole() and self._counting is None:
+                return True
+        except Exception as exc:  # whatever it is, the task tells the client
+            self._failed = exc
         self._start()
+        return False
+
+    def send_answer(self) -> None:
+        """Send what `take_answer` has taken, and end."""
+        try:
+            self._respond(self._stream.reason)
+            self._ended = True
+            self._settle()
+            if self._shortcuts is not None:
+                self._shortcuts.end()
+        except Exception as exc:  # whatever it is, the task tells the client
+            self._failed = exc
+            self._start()
 
     def _settle(self) -> None:
         self._meter.settle()
@@ -560,7 +581,7 @@ class Exchange:
             self._cancelled_for = reason
             if self._task is not None:
                 self._task.cancel()
-            else:
+            elif not self._has_arrived:  # else it is answered in this turn
                 self._start()
 
 

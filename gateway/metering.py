@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable
 from hmac import compare_digest
 from typing import Any, Protocol
 
@@ -37,6 +36,13 @@ class Trace(Protocol):
     def __call__(self, event: UsageEvent, *, request_id: str, headers: wire.RawHeaders, asked_model: str) -> None: ...
 
 
+class EventLog(Protocol):
+    """Where usage events go, several at once or one: see `gateway.journal`."""
+
+    def append(self, event: UsageEvent, /) -> None: ...
+    def extend(self, events: list[UsageEvent], /) -> None: ...
+
+
 class Metering:
     """What one worker meters with. `blocked` holds the fingerprints of blocked keys; it is replaced, not changed.
 
@@ -47,14 +53,16 @@ class Metering:
         self,
         *,
         pepper: bytes,
-        append: Callable[[UsageEvent], None],
+        journal: EventLog,
         estimates: Estimates,
         splices_usage: bool = True,
         logs_access: bool = False,
         trace: Trace | None = None,
     ) -> None:
         self.fingerprint = keys.Fingerprinter(pepper)
-        self.append = append
+        self.append = journal.append
+        self._journal = journal
+        self._held_back: list[UsageEvent] = []
         self.estimates = estimates
         self.splices_usage = splices_usage
         self.logs_access = logs_access
@@ -66,6 +74,17 @@ class Metering:
         self._numbers = itertools.count()
         # Ids are shown to clients, who need not see how many requests there are.
         self._scatter = secrets.randbits(32) | 1
+
+    def hold_back(self) -> None:
+        """Keep what is appended, until `write_down`; whose client must not have the end of its answer before that."""
+        self.append = self._held_back.append
+
+    def write_down(self) -> None:
+        """Append what was held back, in one piece."""
+        self.append = self._journal.append
+        if self._held_back:
+            self._journal.extend(self._held_back)
+            self._held_back.clear()
 
     def begin(self, scope: Any) -> RequestMeter:
         """Start to meter a request. Never raises."""

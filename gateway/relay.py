@@ -10,6 +10,7 @@ from typing import Any
 import httpx2 as httpx
 
 from gateway import headers as wire
+from gateway.arrivals import Arrivals
 from gateway.asgi import Receive, Scope, Send, send_error
 from gateway.errors import OverloadedError
 from gateway.exchange import Exchange
@@ -67,6 +68,7 @@ class Relay:
         self.gathered_bytes = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.exchanges: set[Exchange] = set()
+        self.arrivals = Arrivals(self)
         self.open_sockets = 0
         self._transport = transport
         self._sandbox = sandbox

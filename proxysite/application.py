@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -76,7 +77,7 @@ class Application:
         self._tracing = _tracing()
         metering = Metering(
             pepper=settings.KEY_PEPPER.encode(),
-            append=self._journal.append,
+            journal=self._journal,
             estimates=self._estimator,
             splices_usage=settings.SPLICE_USAGE,
             logs_access=settings.ACCESS_LOG,
@@ -209,7 +210,7 @@ class Application:
     def _status_page(self) -> status.StatusPage:
         """Return a page whose probes go the way of every request, and are in no record."""
         stopwatch = status.Stopwatch(self._transport)
-        unrecorded = Metering(pepper=b"", append=lambda event: None, estimates=self._estimator)
+        unrecorded = Metering(pepper=b"", journal=deque(maxlen=0), estimates=self._estimator)
         limits = RelayLimits(connect_timeout_s=settings.CONNECT_TIMEOUT_SECONDS)
         relay = Relay(upstream_url=settings.UPSTREAM_URL, transport=stopwatch, limits=limits, metering=unrecorded)
         return status.StatusPage(relay, stopwatch)

@@ -147,6 +147,17 @@ def test_nothing_is_appended_by_raising(tmp_path: Path, ledger: Ledger) -> None:
     assert journal.status().lost == 1
 
 
+def test_of_several_events_one_that_cannot_be_written_down_keeps_none_of_the_others(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    journal = new_journal(tmp_path, ledger)
+    journal.start()
+    journal.extend([usage_event(1), usage_event(2, model=object()), usage_event(3)])
+    journal.close()
+    assert ledger.ids == ids([1, 3])
+    assert journal.status().lost == 1
+
+
 # Damage
 
 

@@ -189,7 +189,7 @@ async def test_one_event_however_often_a_request_is_cancelled(upstream: FakeUpst
 
     upstream.script = begin_to_stream
     events: list[UsageEvent] = []
-    metering = Metering(pepper=b"pepper", append=events.append, estimates=Estimator())
+    metering = Metering(pepper=b"pepper", journal=events, estimates=Estimator())
     transport = PooledTransport(ssl_context=tls_context(extra_ca_file=None))
     relay = Relay(upstream_url=upstream.url, transport=transport, limits=RelayLimits(), metering=metering)
     scope = {

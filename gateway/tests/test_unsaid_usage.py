@@ -247,7 +247,7 @@ class _Guesses:
 
 async def test_bodies_that_wait_for_their_answers_are_held_within_bounds_together() -> None:
     events: list[UsageEvent] = []
-    metering = Metering(pepper=b"p" * 32, append=events.append, estimates=_Guesses())
+    metering = Metering(pepper=b"p" * 32, journal=events, estimates=_Guesses())
     scope = {"method": "POST", "raw_path": b"/v1/responses", "headers": []}
     body = b'{"model":"gpt-4o","input":"%b"}' % (b"word " * 800_000)
 
