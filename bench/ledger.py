@@ -104,6 +104,7 @@ def _pages() -> dict[str, Callable[[], Any]]:
         "/pro/usage": lambda: _ok(developer, "/pro/usage"),
         "/admin/": lambda: _ok(client, "/admin/"),
     }
+    admin.autodiscover()
     for model in sorted(admin.site._registry, key=lambda model: model._meta.label):
         if model._meta.app_label == "billing":
             url = reverse(f"admin:{model._meta.label_lower.replace('.', '_')}_changelist")

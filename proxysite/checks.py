@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from proxysite import limiting
 
+_SETTINGS = "settings"
+# What an operator can have set wrongly. The others look for mistakes in code, and load all of the admin to do so.
+OF_SETTINGS = (_SETTINGS, Tags.caches, Tags.compatibility, Tags.security, Tags.translation)
 _CURE = "Set REDIS_URL, or WORKERS=1."
 
 
-@register
+@register(_SETTINGS)
 def workers_count_together(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """What is counted in a process's memory holds for one process."""
     if settings.WORKERS == 1 or settings.REDIS_URL:

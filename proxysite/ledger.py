@@ -155,6 +155,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     # in what Django has loaded.
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+    gc.enable()
     with contextlib.suppress(EOFError, OSError):
         while True:
             _write(replies, _encode(_replied(_read(requests))))

@@ -6,6 +6,8 @@ from django.views.i18n import set_language
 
 from proxysite import pages, views
 
+admin.autodiscover()
+
 urlpatterns = [
     path("readyz", views.readyz, name="readyz"),
     path("robots.txt", pages.robots),

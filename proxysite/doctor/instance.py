@@ -24,6 +24,7 @@ from django.utils import timezone
 from gateway import segments
 from proxysite import env, limiting
 from proxysite.celery import app
+from proxysite.checks import OF_SETTINGS
 from proxysite.doctor.findings import Check, Finding, error, ok, warning
 from proxysite.models import TaskRun
 
@@ -72,7 +73,7 @@ def _settings() -> Iterator[Finding]:
 
 
 def _system_checks() -> Iterator[Finding]:
-    for message in checks.run_checks():
+    for message in checks.run_checks(tags=OF_SETTINGS):
         if message.level >= checks.WARNING:
             make = error if message.level >= checks.ERROR else warning
             yield make("settings", f"{message.id}: {message.msg}", message.hint or "See the message.")

@@ -127,6 +127,7 @@ def operator(client: Client) -> Client:
 
 
 def pages() -> list[str]:
+    admin.autodiscover()
     lists = [f"/admin/{model._meta.app_label}/{model._meta.model_name}/" for model in admin.site._registry]
     return ["/admin/", "/admin/?period=7d", "/admin/second-factor/", "/admin/password_change/", *sorted(lists)]
 

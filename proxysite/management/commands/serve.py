@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
 
 from proxysite import limiting
+from proxysite.checks import OF_SETTINGS
 from proxysite.gunicorn_conf import MASTER_ARGUMENTS
 
 logger = logging.getLogger("proxysite.serve")
@@ -19,6 +20,7 @@ logger = logging.getLogger("proxysite.serve")
 
 class Command(BaseCommand):
     help = "Serve the gateway and the site until told to stop; says where it is, and a line to try it."
+    requires_system_checks = OF_SETTINGS
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
