@@ -25,7 +25,7 @@ LISTS = ("apikey", "grant", "usagerecord", "usageday", "modelprice", "purge")
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    client.force_login(get_user_model().objects.create_superuser("operator", password="-"))
+    client.force_login(get_user_model().objects.create_superuser("operator"))
     return client
 
 
@@ -86,7 +86,7 @@ def test_an_amount_below_zero_stays_a_number(operator: Client) -> None:
 
 
 def test_who_may_not_export_neither_sees_the_button_nor_gets_the_list(client: Client) -> None:
-    user = get_user_model().objects.create_user("support", password="-", is_staff=True)
+    user = get_user_model().objects.create_user("support", is_staff=True)
     user.user_permissions.add(Permission.objects.get(codename="view_apikey"))
     client.force_login(user)
     page = client.get("/admin/billing/apikey/")

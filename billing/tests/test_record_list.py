@@ -21,7 +21,7 @@ MINUTE = dt.timedelta(minutes=1)
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    client.force_login(get_user_model().objects.create_superuser("operator", password="-"))
+    client.force_login(get_user_model().objects.create_superuser("operator"))
     return client
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    client.force_login(get_user_model().objects.create_superuser("operator", password="-"))
+    client.force_login(get_user_model().objects.create_superuser("operator"))
     return client
 
 
@@ -52,7 +52,7 @@ def key() -> ApiKey:
 
 def member(role: str) -> Client:
     make_roles()
-    user = User.objects.create_user(role, password="-", is_staff=True)
+    user = User.objects.create_user(role, is_staff=True)
     user.groups.add(Group.objects.get(name=role))
     client = Client()
     client.force_login(user)
@@ -310,7 +310,7 @@ def test_the_purge_of_conversations_shows_and_warns_when_it_is_late(
 
 def test_who_may_not_see_usage_sees_none_of_it(client: Client, key: ApiKey) -> None:
     give_grant(key, Decimal(1))
-    client.force_login(User.objects.create_user("guest", password="-", is_staff=True))
+    client.force_login(User.objects.create_user("guest", is_staff=True))
     page = client.get("/admin/")
     assert page.status_code == 200
     assert key.hint not in page.content.decode()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def operator() -> Client:
     client = Client()
-    client.force_login(User.objects.create_superuser("operator", password="correct horse battery"))
+    client.force_login(User.objects.create_superuser("operator"))
     return client
 
 

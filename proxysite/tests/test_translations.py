@@ -107,7 +107,7 @@ def test_the_compiled_catalogue_is_that_of_its_source() -> None:
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    user = User.objects.create_superuser("operator", password="-")
+    user = User.objects.create_superuser("operator")
     record_events([event(at=timezone.now()), event(at=timezone.now(), outcome="timeout", status=0, model="mine")])
     key = ApiKey.objects.get()
     Grant.objects.create(key=key, amount_usd=1, given_by=user, reason="Anna")

@@ -23,7 +23,7 @@ LIST = "/admin/sessions_api/chatsession/"
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    client.force_login(get_user_model().objects.create_superuser("operator", password="-"))
+    client.force_login(get_user_model().objects.create_superuser("operator"))
     return client
 
 
