@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -27,12 +28,18 @@ def event_loop_policy(flavour: str) -> asyncio.AbstractEventLoopPolicy:
     return uvloop.EventLoopPolicy() if flavour == "own-uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
+@functools.cache
+def _trusting(extra_ca_file: str | None) -> ssl.SSLContext:
+    # To load the system's roots takes longer than most of these tests.
+    return tls_context(extra_ca_file=extra_ca_file)
+
+
 @pytest.fixture
 async def make_transport(flavour: str) -> AsyncIterator[MakeTransport]:
     made: list[httpx.AsyncBaseTransport] = []
 
     def make(*, extra_ca_file: str | None = None, proxy_url: str | None = None) -> httpx.AsyncBaseTransport:
-        context = tls_context(extra_ca_file=extra_ca_file)
+        context = _trusting(extra_ca_file)
         transport: httpx.AsyncBaseTransport
         if flavour == "httpx":
             transport = httpx.AsyncHTTPTransport(verify=context, proxy=proxy_url)
