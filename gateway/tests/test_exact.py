@@ -24,9 +24,9 @@ from gateway.tests.exact_plans import (
 )
 from gateway.tests.exact_run import DEFAULT_GRANT_USD, SANDBOX_KEY, Record, Run, Told, carry_out
 
-REQUESTS = 10_000
-THROUGH_SDK = 1_200
-SANDBOX_REQUESTS = 240
+REQUESTS = 5_000  # through one worker, and as many through two
+THROUGH_SDK = 600
+SANDBOX_REQUESTS = 120
 # Beside the words of a prompt: what a message costs, or the JSON around it where its tokens are guessed.
 MOST_AROUND_A_PROMPT = 80
 SANDBOX_RATES = {
