@@ -44,45 +44,59 @@ def test_findings_are_printed_with_their_cures(sound: LiveProxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "level", "words", "environment"),
+    "wrong",
     [
-        ("settings", "warning", "host name", {"HOST": "0.0.0.0"}),
-        ("settings", "warning", "in the clear: PUBLIC_URL", {"PUBLIC_URL": "http://api.example.com"}),
-        ("settings", "error", "TRUSTED_PROXIES", {"TRUSTED_PROXIES": "*"}),
-        ("settings", "warning", "METRICS_TOKEN", {"METRICS_TOKEN": "short"}),
-        ("settings", "warning", "billing.W001", {"WORKERS": "4", "REDIS_URL": ""}),
-        (
-            "settings",
-            "error",
-            "gateway.E001",
-            {"WORKERS": "4", "REDIS_URL": "", "ADDRESS_CONCURRENT_STREAMS": "5"},
-        ),
-        ("secrets", "error", "KEY_PEPPER can be guessed", {"KEY_PEPPER": "x" * 50}),
-        (
-            "secrets",
-            "error",
-            "are the same",
-            {"KEY_PEPPER": "0123456789abcdef" * 3, "SECRET_KEY": "0123456789abcdef" * 3},
-        ),
-        ("redis", "error", "REDIS_URL", {"REDIS_URL": "redis://:hunter2@127.0.0.1:9/0"}),
-        ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "redis://:hunter2@127.0.0.1:9/1"}),
-        ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "amqp://user:hunter2@127.0.0.1:9/x"}),
-        ("secrets", "error", "SESSION_KEYS can be guessed", {"SESSION_KEYS": "y" * 50}),
-        ("database", "error", "DATABASE_URL", {"DATABASE_URL": "postgres://user:hunter2@127.0.0.1:9/none"}),
-        ("journal", "error", "cannot be written", {"JOURNAL_DIR": "/proc/journal"}),
-        ("journal", "warning", "MiB are free", {"JOURNAL_MAX_BYTES": str(2**60)}),
-        ("upstream", "error", "has no address", {"UPSTREAM_URL": "https://nowhere.invalid"}),
-        ("upstream", "error", "cannot be connected to", {"UPSTREAM_URL": "http://127.0.0.1:9"}),
-        ("upstream", "error", "egress proxy cannot be reached", {"UPSTREAM_PROXY": "socks5://127.0.0.1:9"}),
-        ("upstream", "error", "UPSTREAM_PROXY", {"UPSTREAM_PROXY": "http://nowhere.invalid:3128"}),
+        [
+            ("settings", "warning", "host name", {"HOST": "0.0.0.0"}),
+            ("secrets", "error", "KEY_PEPPER can be guessed", {"KEY_PEPPER": "x" * 50}),
+            ("redis", "error", "REDIS_URL", {"REDIS_URL": "redis://:hunter2@127.0.0.1:9/0"}),
+            ("journal", "error", "cannot be written", {"JOURNAL_DIR": "/proc/journal"}),
+            ("upstream", "error", "has no address", {"UPSTREAM_URL": "https://nowhere.invalid"}),
+        ],
+        [
+            ("settings", "warning", "in the clear: PUBLIC_URL", {"PUBLIC_URL": "http://api.example.com"}),
+            (
+                "secrets",
+                "error",
+                "are the same",
+                {"KEY_PEPPER": "0123456789abcdef" * 3, "SECRET_KEY": "0123456789abcdef" * 3},
+            ),
+            ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "redis://:hunter2@127.0.0.1:9/1"}),
+            ("journal", "warning", "MiB are free", {"JOURNAL_MAX_BYTES": str(2**60)}),
+            ("upstream", "error", "cannot be connected to", {"UPSTREAM_URL": "http://127.0.0.1:9"}),
+        ],
+        [
+            ("settings", "error", "TRUSTED_PROXIES", {"TRUSTED_PROXIES": "*"}),
+            ("secrets", "error", "SESSION_KEYS can be guessed", {"SESSION_KEYS": "y" * 50}),
+            ("broker", "error", "CELERY_BROKER_URL", {"CELERY_BROKER_URL": "amqp://user:hunter2@127.0.0.1:9/x"}),
+            ("database", "error", "DATABASE_URL", {"DATABASE_URL": "postgres://user:hunter2@127.0.0.1:9/none"}),
+            ("upstream", "error", "egress proxy cannot be reached", {"UPSTREAM_PROXY": "socks5://127.0.0.1:9"}),
+        ],
+        [
+            ("settings", "warning", "METRICS_TOKEN", {"METRICS_TOKEN": "short"}),
+            ("upstream", "error", "UPSTREAM_PROXY", {"UPSTREAM_PROXY": "http://nowhere.invalid:3128"}),
+        ],
+        [("settings", "warning", "billing.W001", {"WORKERS": "4", "REDIS_URL": ""})],
+        [
+            (
+                "settings",
+                "error",
+                "gateway.E001",
+                {"WORKERS": "4", "REDIS_URL": "", "ADDRESS_CONCURRENT_STREAMS": "5"},
+            )
+        ],
     ],
 )
-def test_what_is_wrong_is_named(
-    sound: LiveProxy, part: str, level: str, words: str, environment: dict[str, str]
+def test_what_is_wrong_is_named_and_nothing_else(
+    sound: LiveProxy, wrong: list[tuple[str, str, str, dict[str, str]]]
 ) -> None:
-    report = examine(sound, code=2 if level == "error" else 1, **environment)
-    assert trouble(report) == {part: level}
-    assert words in said(report, part)
+    environment = {name: value for *_, changed in wrong for name, value in changed.items()}
+    levels = {part: level for part, level, _, _ in wrong}
+    report = examine(sound, code=2 if "error" in levels.values() else 1, **environment)
+    assert trouble(report) == levels
+    for part, _, words, _ in wrong:
+        assert words in said(report, part)
+        assert len([level for level, _, _ in report[part] if level != "ok"]) == 1
     assert "hunter2" not in json.dumps(report)
 
 
