@@ -26,22 +26,32 @@ pytest_plugins = ["proxysite.tests.browser"]
 settings.register_profile("any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-# Begun first, so that none of them is the last that all wait for: `-n` with `--no-loadscope-reorder` keeps the order.
+# Begun first, the longest before all, so that none of them is the last that all wait for: `-n` with
+# `--no-loadscope-reorder` keeps the order.
 _LONGEST = (
     "deploy/tests/test_chaos.py",
     "deploy/tests/test_backup.py",
-    "proxysite/tests/test_doctor.py",
-    "proxysite/tests/test_celery.py",
     "gateway/tests/test_crash.py",
-    "gateway/tests/test_last_cent.py",
+    "gateway/tests/test_exact.py",
+    "proxysite/tests/test_doctor_address.py",
+    "proxysite/tests/test_celery.py",
+    "proxysite/tests/test_pages_browser.py",
+    "proxysite/tests/test_doctor.py",
+    "deploy/tests/test_topology.py",
+    "deploy/tests/test_upgrade.py",
     "gateway/tests/test_limits_away.py",
+    "gateway/tests/test_abuse.py",
+    "gateway/tests/test_last_cent.py",
+    "proxysite/tests/test_examples.py",
+    "proxysite/tests/test_limiting.py",
 )
+_ORDER = {name: place for place, name in enumerate(_LONGEST)}
 _DAY_S = 24 * 3600
 _LAST_OF_A_DAY_S = 90
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+    items.sort(key=lambda item: _ORDER.get(item.nodeid.partition("::")[0], len(_ORDER)))
 
 
 @pytest.hookimpl(tryfirst=True)

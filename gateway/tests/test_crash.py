@@ -28,6 +28,8 @@ from gateway.tests.live import LiveProxy, new_client
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CLIENTS = 8
+# Each of them, between two requests: a load, and not all that the machine can do.
+PAUSE_S = 0.05
 # Longer than SQLite waits for a lock.
 AWAY_LONG_S = 25.0
 AWAY_S = 10.0
@@ -104,7 +106,7 @@ class Load:
                     else:
                         self.completed[answer.headers["x-request-id"]] = time.monotonic()
                     self._changed.notify_all()
-                self._is_over.wait(0.01)
+                self._is_over.wait(PAUSE_S)
 
     def wait_for_more(self, requests: int) -> None:
         with self._changed:
