@@ -15,7 +15,7 @@ from billing.models import ApiKey
 from billing.tests.routes import BEARER, ROUTES, body_of
 from billing.tests.samples import API_KEY
 from gateway.tests.fake_upstream import FakeUpstream
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import LiveProxy, instance
 
 pytestmark = pytest.mark.django_db
 
@@ -117,8 +117,7 @@ def test_the_running_proxy_answers_from_its_ledger_and_logs_no_key(own_proxy: Li
 
 
 def test_a_ledger_that_is_away_is_said_so_in_each_form() -> None:
-    with LiveProxy() as proxy:
-        proxy.stop()
+    with instance() as proxy:
         proxy.environment["DATABASE_URL"] = "postgres://nobody:secret@127.0.0.1:9/none"
         proxy.start()
         pro = proxy.get("/pro/balance", headers=BEARER | {"Accept-Language": "en"})

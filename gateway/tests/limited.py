@@ -13,7 +13,7 @@ import httpx2 as httpx
 
 from billing import keys
 from gateway.tests.fake_upstream import Exchange
-from gateway.tests.live import PATIENCE_S, LiveProxy, new_client
+from gateway.tests.live import PATIENCE_S, LiveProxy, instance, new_client
 
 FEW, TOKENS, STREAMS = "sk-few-requests-00001", "sk-few-tokens-000001", "sk-streams-000000001"
 MODELS = "sk-some-models-000001"
@@ -80,15 +80,11 @@ def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Ite
     What is exact is so while Redis answers: on a busy machine it is given the time that it may need.
     """
     settings = {"JOURNAL_FLUSH_SECONDS": "0.1", "LIMITS_TIMEOUT_SECONDS": "20"} | environment
-    proxy = LiveProxy(**settings)
-    try:
-        proxy.set_up()
+    with instance(**settings) as proxy:
         decide(proxy, decided)
         proxy.start()
         wait_until_counting(proxy)
         yield proxy
-    finally:
-        proxy.__exit__()
 
 
 def spent_by(proxy: LiveProxy, api_key: str) -> Decimal:

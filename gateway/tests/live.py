@@ -202,6 +202,17 @@ class LiveProxy:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
 
+@contextlib.contextmanager
+def instance(**environment: str) -> Iterator[LiveProxy]:
+    """Yield a proxy that is set up and serves nothing yet: `start` it once all else is as the test wants it."""
+    proxy = LiveProxy(var_dir=None, **environment)
+    try:
+        proxy.set_up()
+        yield proxy
+    finally:
+        proxy.__exit__()
+
+
 @functools.cache
 def _instance_set_up() -> LiveProxy:
     """Return an instance that never serves: most others begin as a copy, which takes a hundredth of the time."""

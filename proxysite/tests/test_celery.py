@@ -20,7 +20,7 @@ from kombu import Connection
 
 from billing.tests.conftest import redis_url as redis_url
 from billing.tests.price_server import PriceServer, published
-from gateway.tests.live import ROOT, LiveProxy
+from gateway.tests.live import ROOT, LiveProxy, instance
 from proxysite.tasks import heartbeat
 
 PATIENCE_S = 180.0
@@ -88,8 +88,7 @@ def embedded(_shared: LiveProxy) -> LiveProxy:
 
 
 def test_with_nothing_set_the_tasks_run_and_do_their_work() -> None:
-    with LiveProxy() as proxy:
-        proxy.stop()
+    with instance() as proxy:
         proxy.manage("seed_usage", "50", "--until", "2024-01-31")
         del proxy.environment["CELERY_EMBEDDED"]
         proxy.start()
@@ -285,8 +284,7 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 def test_with_a_broker_server_worker_and_beat_run_by_themselves(broker_url: str) -> None:
     environment = {"CELERY_BROKER_URL": broker_url, "HEARTBEAT_SECONDS": "1"}
-    with LiveProxy(**environment) as proxy:
-        proxy.stop()
+    with instance(**environment) as proxy:
         del proxy.environment["CELERY_EMBEDDED"]
         proxy.start()
         assert celery_pids(proxy) == []

@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from gateway import errors
-from gateway.tests.live import ROOT, LiveProxy
+from gateway.tests.live import ROOT, LiveProxy, instance
 from proxysite.highlight import highlighted
 from proxysite.pages import PAGES
 
@@ -211,8 +211,7 @@ def test_nothing_below_pro_is_said_in_its_envelope(own_proxy: LiveProxy, languag
 
 
 def test_a_failure_has_its_page_without_a_database() -> None:
-    with LiveProxy() as proxy:
-        proxy.stop()
+    with instance() as proxy:
         proxy.environment["DATABASE_URL"] = "postgres://nobody:secret@127.0.0.1:9/none"
         proxy.start()
         cookie = {"Cookie": "sessionid=abcdefgh"}

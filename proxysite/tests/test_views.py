@@ -14,7 +14,7 @@ import trustme
 
 from gateway.tests.egress_proxies import ConnectProxy, EgressProxy, Socks5Proxy
 from gateway.tests.fake_upstream import FakeUpstream
-from gateway.tests.live import LiveProxy
+from gateway.tests.live import LiveProxy, instance
 
 
 def test_the_printed_line_works_and_streams(own_proxy: LiveProxy) -> None:
@@ -60,8 +60,7 @@ def _break_journal(proxy: LiveProxy) -> None:
     [("database", _remove_database), ("migrations", _unmigrate), ("cache", _break_cache), ("journal", _break_journal)],
 )
 def test_readyz_says_which_part_is_bad(part: str, break_it: Callable[[LiveProxy], None]) -> None:
-    with LiveProxy() as proxy:
-        proxy.stop()
+    with instance() as proxy:
         break_it(proxy)
         proxy.start()
         asked_at = time.monotonic()
