@@ -81,7 +81,8 @@ def limited_proxy(decided: dict[str, dict[str, Any]], **environment: str) -> Ite
     """
     settings = {"JOURNAL_FLUSH_SECONDS": "0.1", "LIMITS_TIMEOUT_SECONDS": "20"} | environment
     with instance(**settings) as proxy:
-        decide(proxy, decided)
+        if decided:
+            decide(proxy, decided)
         proxy.start()
         wait_until_counting(proxy)
         yield proxy
