@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from billing.events import Usage, UsageEvent
 from gateway.demand import Demand
 from gateway.errors import GatewayError, LimitsUnavailableError, SpendLimitedError
+from gateway.limit_errors import error_of
 from gateway.limit_redis import LimitsAwayError
 from gateway.limits import Ask
 from gateway.written import tokens_in_events
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.limiter import Limiter
 
 logger = logging.getLogger("gateway.limits")
+_Answer = TypeVar("_Answer")
 
 # A stream that has used up its reservation asks for this part of it again.
 _EXTENSION_PART = 4
@@ -149,12 +151,20 @@ class Hold:
 
         Raises LimitsUnavailableError where it does.
         """
+        store, request_id, month = self._limiter.store, self.request_id, self._month
+        return await self._asked(lambda now: store.extend(request_id, asks, units=units, month=month, now=now))
+
+    async def _asked(self, ask: Callable[[float], Awaitable[_Answer]]) -> _Answer | None:
+        """Return what the store says; None where nobody can tell and that does not matter.
+
+        Raises LimitsUnavailableError where it does.
+        """
         limiter = self._limiter
         give_up_at = time.monotonic() + _PATIENCE_S
         while True:
             now = time.monotonic()
             try:
-                return await limiter.store.extend(self.request_id, asks, units=units, month=self._month, now=now)
+                return await ask(now)
             except LimitsAwayError:
                 if not limiter.options.refuses_when_away:
                     return None
@@ -205,15 +215,26 @@ class Hold:
         return cost or 0
 
     async def may_go_on(self) -> bool:
-        """Return whether a session has money left, behind `settle_part`; if not, `cut_for` says why it ends."""
-        paid = [ask for ask in self._asks if ask.limits.monthly_units]
-        if not (paid and self._limiter.options.cuts):
-            return True
+        """Return whether a session has tokens and money left, behind `settle_part`; if not, `cut_for` says why not."""
         try:
-            return await self._extended(paid, 0) is not False
+            return await self._has_tokens() and await self._has_money_left()
         except LimitsUnavailableError as error:
             self.cut_for = error
             return False
+
+    async def _has_tokens(self) -> bool:
+        store, month = self._limiter.store, self._month
+        asks = [ask for ask in self._asks if ask.limits.tokens_per_minute]
+        refusal = await self._asked(lambda now: store.overdrawn(asks, month=month, now=now)) if asks else None
+        if refusal is None:
+            return True
+        self._limiter.tally.refused(refusal.scope, refusal.reason)
+        self.cut_for = error_of(refusal, time.time())
+        return False
+
+    async def _has_money_left(self) -> bool:
+        paid = [ask for ask in self._asks if ask.limits.monthly_units]
+        return not (paid and self._limiter.options.cuts) or await self._extended(paid, 0) is not False
 
 
 def grace_tokens(demand: Demand) -> int:

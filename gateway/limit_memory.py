@@ -57,6 +57,12 @@ class MemoryStore:
                 state.reserved_units = max(state.reserved_units + units, 0)
         return True
 
+    async def overdrawn(self, asks: Sequence[Ask], *, month: str, now: float) -> Refusal | None:
+        """Return the first of these whose tokens of the minute are used up and more, as a refusal; None if none are."""
+        with self._lock:
+            found = (_refusal(self._state(ask, month, now), ask.for_tokens(), now) for ask in asks)
+            return next((refusal for refusal in found if refusal is not None), None)
+
     def settle(
         self,
         request_id: str,

@@ -95,10 +95,7 @@ class RedisStore:
             self.disown(request_id, asks, month=month)  # the client has left meanwhile
             raise
         if answer[0]:
-            place, reason, limit, remaining, wait_ms, reset_ms = answer
-            wait_s = None if wait_ms < 0 else wait_ms / 1000
-            told = cast(Reason, reason.decode())
-            return Refusal(asks[place - 1].scope, told, limit, remaining, wait_s, reset_ms / 1000)
+            return _refusal(answer, asks)
         if any(is_leased(ask) for ask in asks):
             self._witness.held[request_id] = held
             self._witness.hear(asks, answer[1:], month=month)
@@ -130,6 +127,17 @@ class RedisStore:
             if is_there:
                 held.units = total
         return is_there
+
+    async def overdrawn(self, asks: Sequence[Ask], *, month: str, now: float) -> Refusal | None:
+        """Return the first of these whose tokens of the minute are used up and more, as a refusal; None if none are.
+
+        Redis has been told before of whatever was settled before. Raises LimitsAwayError.
+        """
+        arguments: list[str | int] = ["", month, LEASE_SECONDS]
+        for ask in asks:
+            arguments += (0, ask.limits.tokens_per_minute, 0, 0, 0, 0, 0)
+        answer = await self._run(ADMIT, asks, arguments)
+        return _refusal(answer, asks) if answer[0] else None
 
     def settle(
         self,
@@ -320,3 +328,9 @@ class RedisStore:
         for ask, requests in self._witness.leases():
             words = [word for request in requests for word in request]
             await self._call(RENEW, self._keys([ask]), [LEASE_SECONDS, *words])
+
+
+def _refusal(answer: Any, asks: Sequence[Ask]) -> Refusal:
+    place, reason, limit, remaining, wait_ms, reset_ms = answer
+    wait_s = None if wait_ms < 0 else wait_ms / 1000
+    return Refusal(asks[place - 1].scope, cast(Reason, reason.decode()), limit, remaining, wait_s, reset_ms / 1000)

@@ -112,6 +112,10 @@ class Ask(NamedTuple):
     units: int = 0
     spent_units: int = 0
 
+    def for_tokens(self) -> Ask:
+        """Return what asks for nothing, and is refused while more than a minute's tokens are used."""
+        return Ask(self.scope, self.name, Limits(tokens_per_minute=self.limits.tokens_per_minute))
+
 
 class Refusal(NamedTuple):
     """Which limit a request has met. `retry_s` None: waiting does not help, or only until the next month."""

@@ -277,7 +277,7 @@ class _Conversation:
             await send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def _may_go_on(self, kind: str) -> bool:
-        """Return whether there is money left behind a response."""
+        """Return whether there are tokens and money left behind a response."""
         if self._guard is not None:
             await self._guard.allows(kind, "")
         return self._meter.hold is None or await self._meter.hold.may_go_on()

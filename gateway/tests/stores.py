@@ -33,10 +33,16 @@ class Store:
         self.number += 1
         return await self.store.admit(f"r{self.number}", asks, month=month, now=time.time())
 
-    def settle(self, number: int, *asks: Ask, tokens: int = 0, units: int = 0, reserved: int = 0) -> None:
+    def settle(
+        self, number: int, *asks: Ask, tokens: int = 0, units: int = 0, reserved: int = 0, is_end: bool = True
+    ) -> None:
+        now = time.time()
         self.store.settle(
-            f"r{number}", asks, tokens=tokens, units=units, reserved=reserved, month=MONTH, now=time.time()
+            f"r{number}", asks, tokens=tokens, units=units, reserved=reserved, month=MONTH, now=now, is_end=is_end
         )
+
+    async def overdrawn(self, *asks: Ask) -> Refusal | None:
+        return await self.store.overdrawn(asks, month=MONTH, now=time.time())
 
     async def extend(self, number: int, *asks: Ask, units: int) -> bool:
         return await self.store.extend(f"r{number}", asks, units=units, month=MONTH, now=time.time())

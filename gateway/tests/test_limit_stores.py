@@ -61,6 +61,24 @@ async def test_tokens_that_were_not_used_come_back_and_those_used_beyond_are_a_d
     assert 57 - store.elapsed_s <= refusal.retry_s <= 57.1  # 951 more than there are
 
 
+async def test_tokens_used_beyond_a_minutes_are_told_of_without_taking_any(store: Store) -> None:
+    limits = Limits(tokens_per_minute=1000, requests_per_minute=1, concurrent_streams=1, monthly_units=1)
+    ask = store.ask(limits, tokens=1000)
+    assert await store.admit(ask) is None
+    assert await store.overdrawn(ask) is None
+    store.settle(1, ask, tokens=400, is_end=False)
+    refusal = await store.overdrawn(ask)
+    assert refusal is not None
+    assert (refusal.scope, refusal.reason, refusal.limit, refusal.remaining) == ("key", "tokens", 1000, 0)
+    assert refusal.retry_s is not None
+    assert 24 - store.elapsed_s <= refusal.retry_s <= 24.1
+    store.settle(1, ask, tokens=400)
+    assert await store.overdrawn(ask) is None
+    # Of requests at once, and of money, nothing was taken.
+    again = store.ask(Limits(concurrent_streams=1, monthly_units=1), units=1)
+    assert await store.admit(again) is None
+
+
 async def test_more_tokens_than_a_minute_has_never_pass(store: Store) -> None:
     refusal = await store.admit(store.ask(Limits(tokens_per_minute=1000), tokens=1001))
     assert refusal is not None
