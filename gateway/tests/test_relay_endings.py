@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S
@@ -43,6 +45,23 @@ def test_the_client_leaves_and_the_upstream_knows_soon(
             client.read_until(b"\n\n")
         if leave == "reset":
             client.reset()
+    waited_s = upstream.signals.get(timeout=PATIENCE_S)
+    assert isinstance(waited_s, float)
+    assert waited_s < LEFT_WITHIN_S
+
+
+def test_a_client_that_closes_its_side_for_writing_has_left(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        upstream.signals.put("asked")
+        upstream.signals.put(await exchange.wait_until_client_leaves())
+
+    upstream.script = script
+    with RawClient(proxy) as client:
+        client.request("POST", "/v1/chat/completions", body=b"{}")
+        assert upstream.signals.get(timeout=PATIENCE_S) == "asked"
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.read_to_end() == b""
     waited_s = upstream.signals.get(timeout=PATIENCE_S)
     assert isinstance(waited_s, float)
     assert waited_s < LEFT_WITHIN_S
