@@ -37,6 +37,9 @@ _MOST_FIELDS = 256
 # Requests behind one that is not answered yet; what is behind them is read when one has been answered.
 _MOST_WAITING = 16
 _STAND_IN_METHOD = b"POST"
+# What most clients send in a packet of its own, right behind the head: with it a request needs no task.
+_SMALL_BODY_BYTES = 65_536
+_SMALL_BODY_SECONDS = 0.5
 _LINGER_SECONDS = 30.0
 _DRAIN_SECONDS = 1.0
 
@@ -64,7 +67,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refused = False
         self._running: Exchange | None = None
-        self._due: Exchange | None = None  # to be run once what has arrived is read
+        self._due: Exchange | None = None  # to be run once what has arrived is read, or all of a small body has come
+        self._due_by = math.inf  # at the latest
         self._stood_in_for: tuple[bytes, bytes] | None = None  # method and target that llhttp was not told
         self._beginning: bytes | None = None  # of the message whose head is being read, where it is known
         self._line_begun = False  # in which something stands that llhttp does not read
@@ -84,6 +88,8 @@ class HTTPProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self._flow.forget()
         self._deadline = math.inf
+        if not self._refused:
+            self._run_due()  # its record says that the client has left
         for waiting, _ in self.pipeline:
             waiting.disconnected = True
         self.pipeline.clear()
@@ -95,7 +101,12 @@ class HTTPProtocol(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]
 
     def sweep(self, now: float) -> None:
-        """Close the connection if its time is up: to send a head, to be idle, or to read a last answer."""
+        """Close the connection if its time is up: to send a head, to be idle, or to read a last answer.
+
+        A request whose small body is late is run without it.
+        """
+        if now > self._due_by and not self._refused:
+            self._run_due()
         if now > self._deadline and not self.transport.is_closing():
             self.transport.close()
 
@@ -142,9 +153,23 @@ class HTTPProtocol(HttpToolsProtocol):
         else:
             if self._in_head:
                 self._beginning = None if was_in_body else self._begun_in(data, was_in_head=was_in_head)
-        due, self._due = self._due, None
-        if due is not None and not self._refused:
-            self._run(due)  # only now, that what has come of its body can be seen
+        due = self._due
+        # Only now, that what has come of its body can be seen.
+        if due is not None and not self._refused and not (due.more_body and self._waits_for_body(due)):
+            self._run_due()
+
+    def _waits_for_body(self, due: Exchange) -> bool:
+        """Return whether the rest of the request is small, and likely to come at once."""
+        if self._due_by == math.inf:
+            if self.expect_100_continue or not 0 < _length_of(due.scope) <= _SMALL_BODY_BYTES:
+                return False
+            self._due_by = self.loop.time() + _SMALL_BODY_SECONDS
+        return True
+
+    def _run_due(self) -> None:
+        due, self._due, self._due_by = self._due, None, math.inf
+        if due is not None:
+            self._run(due)
 
     def _begun_in(self, data: bytes, *, was_in_head: bool) -> bytes | None:
         """Return the bytes of the last message that has begun, from its first on; None if they are not known.
@@ -466,3 +491,9 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_bytes = 0
             idle_s = _DRAIN_SECONDS if self.draining else settings.KEEPALIVE_SECONDS
             self._deadline = self.loop.time() + idle_s
+
+
+def _length_of(scope: dict[str, Any]) -> int:
+    """Return what Content-Length says, which llhttp has read as a number; -1 where there is none."""
+    at = scope["plan"].at.get(b"content-length")
+    return -1 if at is None else int(scope["headers"][at][1])

@@ -16,6 +16,8 @@ from gateway.tests.live import LiveProxy, wait_until
 from gateway.tests.metered import CHAT, KEY, Ledger, answer_json
 from gateway.tests.raw_client import RawClient
 
+_BODY = json.dumps(CHAT).encode()
+
 # The worker is halted while they are sent, and so finds all of them at once when it goes on.
 AnswerAll = Callable[[list[RawClient]], contextlib.AbstractContextManager[None]]
 
@@ -26,7 +28,7 @@ def answer_all(metered: LiveProxy, upstream: FakeUpstream) -> AnswerAll:
     answered: list[Exchange] = []
 
     def ask(clients: list[RawClient]) -> Gate:
-        """Ask for all clients, and return what holds the answers up once all are asked for."""
+        """Ask for all clients, head and body apart, as most do; return what holds the answers up."""
         go_on = Gate()
         waiting: list[Exchange] = []
 
@@ -37,9 +39,12 @@ def answer_all(metered: LiveProxy, upstream: FakeUpstream) -> AnswerAll:
             answered.append(exchange)
 
         upstream.script = script
+        head = [f"Content-Length: {len(_BODY)}", "Content-Type: application/json", f"Authorization: Bearer {KEY}"]
         for client in clients:
-            head = "Content-Type: application/json", f"Authorization: Bearer {KEY}"
-            client.request("POST", "/v1/chat/completions", *head, body=json.dumps(CHAT).encode())
+            client.request("POST", "/v1/chat/completions", *head)
+        assert metered.get("/healthz").status_code == 200  # so the heads have been read
+        for client in clients:
+            client.send(_BODY)
         wait_until(lambda: len(waiting) == len(clients))
         return go_on
 

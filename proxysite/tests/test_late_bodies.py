@@ -1,0 +1,46 @@
+"""A small body that does not come with its head, nor right behind it."""
+
+from __future__ import annotations
+
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.live import LiveProxy, wait_until
+from gateway.tests.raw_client import RawClient
+
+_HEAD = ("Content-Length: 12", "Content-Type: text/plain", "Authorization: Bearer sk-late-0123456789abcdef")
+_LEFT = "SELECT endpoint FROM billing_usagerecord WHERE outcome = 'client_closed'"
+
+
+def test_a_request_goes_up_while_its_body_is_late(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    begun = Gate()
+
+    async def script(exchange: Exchange) -> None:
+        begun.open()
+        await exchange.answer(await exchange.read_body())
+
+    upstream.script = script
+    with RawClient(proxy) as client:
+        client.request("POST", "/v1/uploads", *_HEAD)
+        assert begun.wait_in_thread()
+        client.send(b"late ")
+        client.send(b"but all")
+        assert client.answer().body == b"late but all"
+
+
+def test_a_request_whose_body_comes_in_pieces_goes_up_once(proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    before = len(upstream.requests)
+    with RawClient(proxy) as client:
+        for _ in range(3):
+            client.request("POST", "/v1/uploads", *_HEAD)
+            for part in (b"piece ", b"by ", b"pi", b"e"):
+                assert proxy.get("/healthz").status_code == 200  # so what was sent has been read
+                client.send(part)
+            assert b"piece by pie" in client.answer().body
+    assert len(upstream.requests) == before + 3
+
+
+def test_who_leaves_before_its_body_has_come_is_recorded(proxy: LiveProxy) -> None:
+    with RawClient(proxy) as client:
+        client.request("POST", "/v1/uploads", *_HEAD)
+        client.send(b"half")
+        assert proxy.get("/healthz").status_code == 200
+    wait_until(lambda: proxy.rows(_LEFT) == [("/v1/uploads",)])
