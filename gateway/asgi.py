@@ -45,6 +45,9 @@ class Shortcuts(Protocol):
     def whole_body(self) -> bytes | None:
         """Return the request's body if all of it has arrived and nobody has received any of it, else None."""
 
+    def has_left(self) -> bool:
+        """Return whether the client is known to be gone, as one may be that has not sent all of its body."""
+
     def is_clogged(self) -> bool:
         """Return whether the client does not read what it has been sent: then only `send` waits for it."""
 

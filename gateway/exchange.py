@@ -161,6 +161,8 @@ class Exchange:
     async def _received_request(self) -> OutgoingRequest:
         """Return what is to go upstream, once enough of it is there and it is admitted."""
         scope, relay, meter = self._scope, self._relay, self._meter
+        if self._shortcuts is not None and self._shortcuts.has_left():
+            raise ClientLeftError
         # First: of two keys neither is the one that limits could be asked about.
         request = wire.to_upstream(scope["headers"], host=relay.host, plan=scope.get("plan"))
         meter.check_not_blocked()
@@ -252,6 +254,7 @@ class Exchange:
         outgoing = self._outgoing
         if outgoing is not None and outgoing.answer.is_whole and outgoing.answer.status <= 599:
             self._has_arrived = True
+            self.deadline = math.inf  # nobody is waited for any more, however late the loop looks at the time
             self._relay.arrivals.add(self)
         else:
             self._start()

@@ -82,9 +82,9 @@ class Metering:
     def write_down(self) -> None:
         """Append what was held back, in one piece."""
         self.append = self._journal.append
-        if self._held_back:
-            self._journal.extend(self._held_back)
-            self._held_back.clear()
+        held_back, self._held_back = self._held_back, []
+        if held_back:
+            self._journal.extend(held_back)
 
     def begin(self, scope: Any) -> RequestMeter:
         """Start to meter a request. Never raises."""
