@@ -178,6 +178,9 @@ class Exchange:
         else:
             raise RuntimeError(f"ASGI message {kind!r} out of order")
 
+    def has_left(self) -> bool:
+        return self.disconnected
+
     def is_clogged(self) -> bool:
         return self.flow.write_paused
 

@@ -32,6 +32,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
 _LONGEST_METHOD = 1024
+_LONGEST_LENGTH = 20  # of 64 bits
 # A field of a few bytes costs twenty times as much in memory; browsers and SDKs send some twenty.
 _MOST_FIELDS = 256
 # Requests behind one that is not answered yet; what is behind them is read when one has been answered.
@@ -88,8 +89,9 @@ class HTTPProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self._flow.forget()
         self._deadline = math.inf
-        if not self._refused:
-            self._run_due()  # its record says that the client has left
+        if self._due is not None and not self._refused:
+            self._due.disconnected = True  # so that nobody is asked for it; its record says that the client has left
+            self._run_due()
         for waiting, _ in self.pipeline:
             waiting.disconnected = True
         self.pipeline.clear()
@@ -113,6 +115,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Let a running response end, and a request that is already on its way be answered; then close."""
         self.draining = True
+        if not self._refused:
+            self._run_due()  # the server waits for what runs, and cancels it in the end
         if self.cycle is None or self.cycle.response_complete:
             self._deadline = min(self._deadline, self.loop.time() + _DRAIN_SECONDS)
 
@@ -161,7 +165,8 @@ class HTTPProtocol(HttpToolsProtocol):
     def _waits_for_body(self, due: Exchange) -> bool:
         """Return whether the rest of the request is small, and likely to come at once."""
         if self._due_by == math.inf:
-            if self.expect_100_continue or not 0 < _length_of(due.scope) <= _SMALL_BODY_BYTES:
+            may_wait = not (self.draining or self.expect_100_continue)
+            if not (may_wait and 0 < _length_of(due.scope) <= _SMALL_BODY_BYTES):
                 return False
             self._due_by = self.loop.time() + _SMALL_BODY_SECONDS
         return True
@@ -381,6 +386,10 @@ class HTTPProtocol(HttpToolsProtocol):
         plan = plan_of(self.headers)
         if not plan.is_usual or version != "1.1":
             self._check_fields(plan, version)
+        length_at = plan.at.get(b"content-length")
+        if length_at is not None and len(self.headers[length_at][1]) > _LONGEST_LENGTH:
+            # llhttp has read a number, which may begin with as many zeros as one likes; Python reads no such.
+            raise BadRequestError("This is no usual Content-Length.")
         url = self.url
         if url[:1] != b"/":
             # Absolute form (RFC 9112 §3.2.2) says what `Host` says: where to is settled here, not by clients.
@@ -494,6 +503,6 @@ class HTTPProtocol(HttpToolsProtocol):
 
 
 def _length_of(scope: dict[str, Any]) -> int:
-    """Return what Content-Length says, which llhttp has read as a number; -1 where there is none."""
+    """Return what Content-Length says, -1 where there is none."""
     at = scope["plan"].at.get(b"content-length")
     return -1 if at is None else int(scope["headers"][at][1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.tests.live import LiveProxy, wait_until
 from gateway.tests.raw_client import RawClient
@@ -38,9 +40,25 @@ def test_a_request_whose_body_comes_in_pieces_goes_up_once(proxy: LiveProxy, ups
     assert len(upstream.requests) == before + 3
 
 
-def test_who_leaves_before_its_body_has_come_is_recorded(proxy: LiveProxy) -> None:
+def test_who_leaves_before_its_body_has_come_is_recorded_and_nobody_asked(
+    proxy: LiveProxy, upstream: FakeUpstream
+) -> None:
+    before = len(upstream.requests)
     with RawClient(proxy) as client:
         client.request("POST", "/v1/uploads", *_HEAD)
         client.send(b"half")
         assert proxy.get("/healthz").status_code == 200
     wait_until(lambda: proxy.rows(_LEFT) == [("/v1/uploads",)])
+    assert len(upstream.requests) == before
+
+
+def test_a_stop_tells_who_has_yet_to_send_a_body_that_nothing_comes_of_it() -> None:
+    with LiveProxy(GRACEFUL_TIMEOUT_SECONDS="1") as proxy:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", *_HEAD)
+            assert proxy.get("/healthz").status_code == 200
+            assert proxy.process is not None
+            proxy.process.send_signal(signal.SIGTERM)
+            answer = client.answer()
+        assert answer.status == 503
+        assert b"restarting" in answer.body

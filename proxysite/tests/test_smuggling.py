@@ -28,6 +28,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n"
         HEAD + b"Content-Length: -3\r\n\r\nabc",
         HEAD + b"Content-Length: 0x3\r\n\r\nabc",
         HEAD + b"Content-Length:\r\n\r\n",
+        HEAD + b"Content-Length: 000000000000000000003\r\n\r\nabc",
         HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
         HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
