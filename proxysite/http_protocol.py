@@ -169,6 +169,7 @@ class HTTPProtocol(HttpToolsProtocol):
             if not (may_wait and 0 < _length_of(due.scope) <= _SMALL_BODY_BYTES):
                 return False
             self._due_by = self.loop.time() + _SMALL_BODY_SECONDS
+            due.scope["head_came_s"] = time.perf_counter()
         return True
 
     def _run_due(self) -> None:
@@ -378,7 +379,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _scope_of(self, method: bytes) -> dict[str, Any]:
         """Return the ASGI scope: `target` is path and query as they stood on the wire, `plan` that of the headers,
-        `memory` this connection's.
+        `memory` this connection's; `head_came_s`, of `time.perf_counter`, is added where the body was waited for.
 
         Raises BadRequestError.
         """

@@ -9,7 +9,7 @@ from gateway.tests.live import LiveProxy, wait_until
 from gateway.tests.raw_client import RawClient
 
 _HEAD = ("Content-Length: 12", "Content-Type: text/plain", "Authorization: Bearer sk-late-0123456789abcdef")
-_LEFT = "SELECT endpoint FROM billing_usagerecord WHERE outcome = 'client_closed'"
+_LEFT = "SELECT outcome FROM billing_usagerecord WHERE endpoint = '/v1/uploads/{upload_id}/parts'"
 
 
 def test_a_request_goes_up_while_its_body_is_late(proxy: LiveProxy, upstream: FakeUpstream) -> None:
@@ -45,10 +45,10 @@ def test_who_leaves_before_its_body_has_come_is_recorded_and_nobody_asked(
 ) -> None:
     before = len(upstream.requests)
     with RawClient(proxy) as client:
-        client.request("POST", "/v1/uploads", *_HEAD)
+        client.request("POST", "/v1/uploads/late/parts", *_HEAD)
         client.send(b"half")
         assert proxy.get("/healthz").status_code == 200
-    wait_until(lambda: proxy.rows(_LEFT) == [("/v1/uploads",)])
+    wait_until(lambda: proxy.rows(_LEFT) == [("client_closed",)])
     assert len(upstream.requests) == before
 
 
