@@ -10,7 +10,7 @@ import pytest
 
 from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.limited import answer, ask, limited_proxy, metric
-from gateway.tests.live import LiveProxy, wait_until
+from gateway.tests.live import PATIENCE_S, LiveProxy, wait_until
 
 SLOW, OTHER = "sk-slow-000000000001", "sk-other-00000000001"
 HERE, THERE = "203.0.113.66", "198.51.100.1"
@@ -33,9 +33,9 @@ def half_sent(proxy: LiveProxy, api_key: str, address: str) -> socket.socket:
     return client
 
 
-def answer_of(client: socket.socket) -> bytes:
-    """Return what a client is answered at once, b"" where the gateway waits for the rest."""
-    client.settimeout(0.5)
+def answer_of(client: socket.socket, *, within_s: float = 0.5) -> bytes:
+    """Return what a client is answered, b"" where the gateway waits for the rest."""
+    client.settimeout(within_s)
     with contextlib.suppress(TimeoutError):
         return client.recv(65536)
     return b""
@@ -45,15 +45,17 @@ def test_a_key_and_an_address_have_no_more_half_sent_bodies_than_requests_at_onc
     with contextlib.ExitStack() as clients:
         held = [clients.enter_context(half_sent(proxy, SLOW, HERE)) for _ in range(2)]
         wait_until(lambda: metric(proxy, "proxysite_open_streams ") == 2)
-        refused = answer_of(clients.enter_context(half_sent(proxy, SLOW, THERE)))
+        refused = answer_of(clients.enter_context(half_sent(proxy, SLOW, THERE)), within_s=PATIENCE_S)
         assert refused.startswith(b"HTTP/1.1 429")
         assert b'"rate_limit_exceeded"' in refused
         held.append(clients.enter_context(half_sent(proxy, OTHER, HERE)))
         wait_until(lambda: metric(proxy, "proxysite_open_streams ") == 3)
-        assert answer_of(clients.enter_context(half_sent(proxy, OTHER, HERE))).startswith(b"HTTP/1.1 429")
+        refused = answer_of(clients.enter_context(half_sent(proxy, OTHER, HERE)), within_s=PATIENCE_S)
+        assert refused.startswith(b"HTTP/1.1 429")
         assert [answer_of(client) for client in held] == [b""] * 3
         # Who has not sent anything by half is let in, and the slots are free again when their clients leave.
         assert ask(proxy, "sk-whole-00000000001", headers={"x-forwarded-for": THERE}).status_code == 200
     wait_until(lambda: metric(proxy, "proxysite_open_streams ") == 0)
     with half_sent(proxy, SLOW, HERE) as first, half_sent(proxy, SLOW, HERE) as second:
+        wait_until(lambda: metric(proxy, "proxysite_open_streams ") == 2)
         assert [answer_of(first), answer_of(second)] == [b"", b""]
