@@ -125,7 +125,7 @@ class Journal:
         self.extend([event])
 
     def extend(self, events: Sequence[UsageEvent]) -> None:
-        """Write several events down in one piece, as `append` does: of a call to the system, each costs its part."""
+        """Write several events down in one write, on disk or, where they do not fit, in memory; never raises."""
         lines = []
         for event in events:
             try:

@@ -76,11 +76,11 @@ class Metering:
         self._scatter = secrets.randbits(32) | 1
 
     def hold_back(self) -> None:
-        """Keep what is appended, until `write_down`; whose client must not have the end of its answer before that."""
+        """Keep what is appended until `write_down`; until then no client of these requests may have its last byte."""
         self.append = self._held_back.append
 
     def write_down(self) -> None:
-        """Append what was held back, in one piece."""
+        """Append what was held back, in one write."""
         self.append = self._journal.append
         held_back, self._held_back = self._held_back, []
         if held_back:

@@ -97,8 +97,10 @@ class RequestMeter:
     def __init__(self, metering: Metering, scope: Any) -> None:
         self._metering = metering
         self._started_at = time.time()
-        # A body that our own server has waited for counts as one that the relay waits for.
-        self.started_s: float = scope.get("head_came_s") or time.perf_counter()
+        self.started_s = time.perf_counter()
+        if "head_came_s" in scope:  # a body that our own server has waited for counts as one that the relay waits for
+            self._started_at -= self.started_s - scope["head_came_s"]
+            self.started_s = scope["head_came_s"]
         self.method: str = scope["method"]
         self._headers: wire.RawHeaders = scope["headers"]
         self._memory: Memory | None = scope.get("memory")
