@@ -13,8 +13,8 @@ from billing import tasks
 from billing.models import ApiKey, ModelPrice, Purge, UsageDay, UsageRecord
 from billing.progress import ProgressLine
 from billing.services import rebuild_usage_days, record_events, reprice
+from billing.tests.recorded import day_rows
 from billing.tests.samples import NOW, event
-from billing.tests.test_recording import day_rows
 from proxysite.celery import app
 
 pytestmark = pytest.mark.django_db

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -11,12 +10,12 @@ from billing import dashboard
 from billing.dashboard import PERIODS, Period, Total
 from billing.models import ApiKey, UsageHour
 from billing.services import record_events
+from billing.tests.recorded import SAMPLE_COST
 from billing.tests.samples import NOW, event, key_fingerprint
 
 pytestmark = pytest.mark.django_db
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
-SAMPLE_COST = Decimal("0.0004650")
 SAMPLE_TOKENS = 1700
 
 

@@ -1,41 +1,25 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection
 from django.test.utils import CaptureQueriesContext
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
 from billing import rows
-from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
+from billing.events import Usage, UsageEvent
 from billing.models import ApiKey, Grant, KeyDay, ModelPrice, Pricing, UsageDay, UsageHour, UsageRecord
-from billing.rollups import Group, add_to_rollups
-from billing.services import RecordResult, rebuild_usage_days, record_events, reprice
+from billing.services import RecordResult, record_events
+from billing.tests.recorded import SAMPLE_COST, day_rows
 from billing.tests.samples import NOW, event, key_fingerprint
 
 pytestmark = pytest.mark.django_db
-
-# gpt-4o-mini: 0.15, cached 0.075, output 0.60 USD per million: 1000, 200 and 500 tokens of them.
-SAMPLE_COST = Decimal("0.0004650")
-
-
-def day_rows() -> list[tuple[Any, ...]]:
-    """Return all roll-ups: those by day, by key and by hour."""
-    found = []
-    for model in (UsageDay, KeyDay, UsageHour):
-        names = [field.attname for field in model._meta.concrete_fields if field.attname != "id"]
-        found += sorted(model._default_manager.values_list(*names), key=repr)
-    return found
 
 
 def test_an_event_becomes_a_record_with_its_price_and_a_day() -> None:
@@ -178,6 +162,9 @@ def test_one_odd_event_among_others_like_it_is_made_to_fit_alone() -> None:
         Usage(output_tokens=500, images=1 << 62),
         Usage(output_tokens=500, seconds=-0.1),
         Usage(output_tokens=500, seconds=1e13),
+        Usage(input_tokens=2**62),
+        Usage(output_tokens=-1),
+        Usage(seconds=float("inf")),
     ],
 )
 @pytest.mark.parametrize(("status", "method"), [(200, "POST"), (101, "GET")])
@@ -365,12 +352,6 @@ def test_what_a_client_writes_is_made_to_fit() -> None:
     assert (record.status, record.proxy_us, record.first_byte_ms) == (999, 0, 0)
 
 
-@pytest.mark.parametrize("usage", [Usage(input_tokens=2**62), Usage(output_tokens=-1), Usage(seconds=float("inf"))])
-def test_a_quantity_that_cannot_be_leaves_the_record_unpriced(usage: Usage) -> None:
-    record_events([event(usage=usage)])
-    assert UsageRecord.objects.get().pricing == Pricing.UNPRICED
-
-
 @pytest.mark.parametrize(
     "given",
     [{"id": ""}, {"id": "x" * 65}, {"started_at": float("nan")}, {"started_at": 5.0}, {"key_fingerprint": "sk-1"}],
@@ -393,135 +374,3 @@ def test_the_number_of_queries_does_not_grow_with_the_batch() -> None:
     with CaptureQueriesContext(connection) as many:
         record_events(many_events)
     assert len(many) == len(few)
-
-
-# Roll-ups
-
-events_of_any_kind = st.builds(
-    event,
-    key=st.sampled_from("abc"),
-    at=st.integers(0, 60).map(lambda hours: NOW + dt.timedelta(hours=hours)),
-    model=st.sampled_from(["gpt-4o-mini", "gpt-4o", "nobody-knows-me", ""]),
-    endpoint=st.sampled_from(["/v1/chat/completions", "/v1/embeddings"]),
-    status=st.sampled_from([0, 200, 200, 200, 400, 401, 429, 500]),
-    outcome=st.sampled_from(OUTCOMES),
-    usage_source=st.sampled_from(USAGE_SOURCES),
-    usage=st.builds(
-        Usage,
-        input_tokens=st.integers(0, 10**6),
-        cached_input_tokens=st.integers(0, 100),
-        audio_output_tokens=st.integers(0, 3),
-        seconds=st.floats(0, 100),
-    ),
-    proxy_ms=st.floats(0, 50),
-)
-
-
-@examples(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(st.lists(events_of_any_kind, min_size=1, max_size=30), st.integers(1, 8), st.randoms())
-def test_rebuilt_days_equal_those_that_grew(events: list[UsageEvent], batch: int, random: Any) -> None:
-    with transaction.atomic():
-        given_twice = [*events, *random.sample(events, len(events) // 2)]
-        random.shuffle(given_twice)
-        for start in range(0, len(given_twice), batch):
-            record_events(given_twice[start : start + batch])
-        grown = day_rows()
-        add_to_rollups({Group(None, NOW.date(), 12, "wrong", "wrong"): [7] * 20})
-        rebuild_usage_days(NOW.date(), NOW.date() + dt.timedelta(days=3))
-        assert day_rows() == grown
-        assert UsageRecord.objects.count() == len(events) == sum(UsageDay.objects.values_list("requests", flat=True))
-        transaction.set_rollback(True)
-
-
-def test_a_rebuild_leaves_other_days_alone() -> None:
-    record_events([event(), event(at=NOW + dt.timedelta(days=1))])
-    UsageDay.objects.update(requests=9)
-    assert rebuild_usage_days(NOW.date(), NOW.date()) == 1
-    assert list(UsageDay.objects.order_by("day").values_list("requests", flat=True)) == [1, 9]
-
-
-# Several writers
-
-
-def _in_threads(calls: list[Any]) -> list[Any]:
-    """Start all of them at the same moment and return what they returned."""
-    barrier = threading.Barrier(len(calls))
-
-    def run(call: Any) -> Any:
-        try:
-            barrier.wait(60)
-            return call()
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return [future.result(240) for future in [pool.submit(run, call) for call in calls]]
-
-
-@pytest.mark.django_db(transaction=True)
-def test_writers_of_the_same_events_record_each_once(settings: Settings) -> None:
-    settings.DEFAULT_GRANT_USD = Decimal("5")
-    events = [event(key=f"k{n % 11}", model=["gpt-4o", "gpt-4o-mini"][n % 2]) for n in range(300)]
-    orders = [events, events[::-1], events[150:] + events[:150], events[::2] + events[1::2]]
-    batches = [lambda order=order: [record_events(order[n : n + 50]) for n in range(0, 300, 50)] for order in orders]
-    results = [result for done in _in_threads(batches) for result in done]
-
-    assert sum(result.recorded for result in results) == 300
-    assert sum(result.duplicates for result in results) == 900
-    assert UsageRecord.objects.count() == sum(UsageDay.objects.values_list("requests", flat=True)) == 300
-    assert Grant.objects.count() == ApiKey.objects.count() == 11
-
-
-@pytest.mark.django_db(transaction=True)
-def test_writers_on_the_same_days_lose_no_increment_while_they_are_rebuilt() -> None:
-    def write(writer: int) -> None:
-        for batch in range(12):
-            keys_in_an_order_of_its_own = [(n * (writer + 1) + batch) % 13 for n in range(30)]
-            # Rows that no rebuild has seen yet, in every batch.
-            record_events(
-                [event(key=f"k{n}", endpoint=f"/v1/{writer % 2}/{batch}") for n in keys_in_an_order_of_its_own]
-            )
-
-    def rebuild() -> None:
-        for _ in range(30):
-            rebuild_usage_days(NOW.date(), NOW.date())
-
-    _in_threads([lambda: write(1), lambda: write(4), lambda: write(6), rebuild])
-    grown = day_rows()
-    assert sum(UsageDay.objects.values_list("requests", flat=True)) == UsageRecord.objects.count() == 3 * 12 * 30
-    rebuild_usage_days(NOW.date(), NOW.date())
-    assert day_rows() == grown
-
-
-@pytest.mark.django_db(transaction=True)
-def test_reprice_waits_for_what_is_being_recorded_by_the_prices_before() -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("SQLite has one writer at a time")
-    record_events([event()])
-    is_recorded, is_priced = threading.Event(), threading.Event()
-
-    def record() -> None:
-        with transaction.atomic():
-            record_events([event(model="new-model")])
-            is_recorded.set()
-            assert is_priced.wait(60)
-            with connection.cursor() as cursor:
-                waiting, deadline = 0, time.monotonic() + 60
-                while not waiting and time.monotonic() < deadline:
-                    cursor.execute(
-                        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
-                        "(SELECT oid FROM pg_database WHERE datname = current_database())"
-                    )
-                    (waiting,) = cursor.fetchone()
-            assert waiting
-
-    def price() -> None:
-        assert is_recorded.wait(60)
-        ModelPrice.objects.create(model="new-model", valid_from=NOW, input=1, output=1)
-        is_priced.set()
-        reprice(NOW)
-
-    _in_threads([record, price])
-    assert not UsageRecord.objects.filter(pricing=Pricing.UNPRICED).exists()

@@ -31,8 +31,8 @@ from billing.services import (
     save_policy,
     unblock_key,
 )
+from billing.tests.recorded import SAMPLE_COST, day_rows
 from billing.tests.samples import NOW, event, key_fingerprint
-from billing.tests.test_recording import SAMPLE_COST, day_rows
 
 pytestmark = pytest.mark.django_db
 DAY = dt.timedelta(days=1)
