@@ -12,8 +12,8 @@ import msgspec
 from msgspec.structs import astuple
 
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
+from billing.pricing import MAX_QUANTITY
 
-QUANTITY_MAX = 10**12
 _PROXY_MS_MAX = 10**9
 _SWITCHING_PROTOCOLS = 101
 _ID_MAX_CHARS = 64
@@ -71,7 +71,7 @@ def _within_bounds(kind: Any, most: int) -> Any:
 FittingUsage = msgspec.defstruct(
     "FittingUsage",
     # Seconds take a look at their digits.
-    [*((name, _within_bounds(int, QUANTITY_MAX), 0) for name in _COUNTS), ("seconds", _within_bounds(float, 0), 0.0)],
+    [*((name, _within_bounds(int, MAX_QUANTITY), 0) for name in _COUNTS), ("seconds", _within_bounds(float, 0), 0.0)],
     bases=(Usage,),
     frozen=True,
     omit_defaults=True,
@@ -216,8 +216,8 @@ def _fits_by_itself(event: UsageEvent) -> bool:
         and 0 <= event.response_bytes <= _NUMBERS["response_bytes"]
         and 0 <= event.proxy_ms <= _PROXY_MS_MAX
         and min(counts) >= 0
-        and max(counts) <= QUANTITY_MAX
-        and (not seconds or (0 <= seconds <= QUANTITY_MAX and _is_in_thousandths(seconds)))
+        and max(counts) <= MAX_QUANTITY
+        and (not seconds or (0 <= seconds <= MAX_QUANTITY and _is_in_thousandths(seconds)))
     )
 
 
@@ -294,7 +294,7 @@ def rolled_model(*, model: str, has_key: bool, status: int, outcome: str, usage_
 
 def _can_be(usage: Usage) -> bool:
     counts = _counts_of(usage)
-    return min(counts) >= 0 and max(counts) <= QUANTITY_MAX and 0 <= usage.seconds <= QUANTITY_MAX
+    return min(counts) >= 0 and max(counts) <= MAX_QUANTITY and 0 <= usage.seconds <= MAX_QUANTITY
 
 
 def _within(value: Any, most: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import httpx2 as httpx
 
 from billing.events import Outcome
@@ -14,6 +17,8 @@ from gateway.errors import (
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
+
+logger = logging.getLogger("gateway.relay")
 
 
 class ClientLeftError(Exception):
@@ -29,6 +34,26 @@ def outcome_of(error: GatewayError | ClientLeftError, *, was_asked: bool) -> Out
     if isinstance(error, UpstreamConnectionError | UpstreamProtocolError | UpstreamTimeoutError):
         return "upstream_error"
     return "refused"
+
+
+def failure_of(
+    exc: BaseException, *, cancelled_for: GatewayError | ClientLeftError | None
+) -> GatewayError | ClientLeftError:
+    """Return what has ended an exchange; `cancelled_for` is why it was cancelled, if one knows."""
+    if isinstance(exc, asyncio.CancelledError):
+        return cancelled_for or shutting_down()
+    if isinstance(exc, GatewayError | ClientLeftError):
+        return exc
+    if isinstance(exc, httpx.HTTPError):
+        logger.warning("upstream failed: %s: %s", type(exc).__name__, exc)
+        return upstream_failure(exc)
+    # Not expected: a defect of ours, which must neither leave a connection open nor a client waiting.
+    logger.error("the relay failed", exc_info=exc)
+    return GatewayError("Internal server error.")
+
+
+def shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1)
 
 
 def upstream_failure(exc: httpx.HTTPError) -> GatewayError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable
@@ -15,27 +14,24 @@ from billing.events import Outcome
 from gateway import headers as wire
 from gateway.answer import Answer, Interim
 from gateway.asgi import Message, Receive, Scope, Send, Shortcuts, send_error
-from gateway.decoding import Decoder, unpacked
-from gateway.endings import ClientLeftError, outcome_of, upstream_failure
+from gateway.decoding import Decoder
+from gateway.endings import ClientLeftError, failure_of, outcome_of, shutting_down
 from gateway.errors import (
     GatewayError,
     RequestTimeoutError,
     ResponseCutError,
-    ShuttingDownError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
     error_event,
 )
 from gateway.outgoing import OutgoingRequest
+from gateway.passage import Passage
 from gateway.request_body import RequestBody, body_too_large
-from gateway.sse import EventAligner
 from gateway.transport import PooledTransport
 from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
     from gateway.relay import Relay
-
-logger = logging.getLogger("gateway.relay")
 
 
 class Exchange:
@@ -61,20 +57,19 @@ class Exchange:
     _has_body = True
     _whole: bytes | None = None
     _counting: Awaitable[None] | None = None
-    _aligner: EventAligner | None = None
+    _passage: Passage | None = None
     _decoder: Decoder | None = None
-    _left_events = b""  # metered already, and yet to be sent
     _head_sent = False
     _ended = False
-    _client_left_at = 0.0
+    client_left_at = 0.0  # of the loop's clock, where the upstream is read on for nobody
     _interims = 0
     _drains_until_byte: float = math.inf
     _waiting_for_client = True
 
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
-        self._loop = relay.loop or relay.find_loop()
+        self.loop = relay.loop or relay.find_loop()
         self._relay = relay
-        self._limits = relay.limits
+        self.limits = relay.limits
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -123,11 +118,11 @@ class Exchange:
             shortcuts.start(self.run())
 
     def _shut_down(self) -> None:
-        self._cancel(_shutting_down())
+        self._cancel(shutting_down())
 
     async def run(self) -> None:
         # Told the loop, Python need not look for it: before 3.12 that is a system call.
-        self._task = asyncio.current_task(self._loop)
+        self._task = asyncio.current_task(self.loop)
         current_request_id.set(self._meter.request_id)
         try:
             reason, self._failed = self._failed or self._cancelled_for, None
@@ -139,6 +134,7 @@ class Exchange:
         except BaseException as exc:
             await self._fail(exc)
         finally:
+            self._passage = None  # it leads back here: a cycle for the garbage collector
             self._settle()
 
     # The way up
@@ -193,8 +189,8 @@ class Exchange:
             self._watch_for_disconnect()
             if meter.is_spliced and length > 0:
                 length = len(body)
-                _declare_length(request.headers, length)
-        self._wait_for_upstream(self._limits.first_byte_timeout_s)
+                wire.declare_length(request.headers, length)
+        self.wait_for_upstream(self.limits.first_byte_timeout_s)
         return OutgoingRequest(
             self._scope["method"],
             relay.url,
@@ -209,13 +205,13 @@ class Exchange:
     def _arrived_body(self, request: wire.ToUpstream) -> bytes | None:
         """Return the body to send where all of it is here already and nothing has to be waited for, else None."""
         meter, shortcuts = self._meter, self._shortcuts
-        if shortcuts is None or request.body_bytes > self._limits.max_body_bytes or meter.must_be_seen:
+        if shortcuts is None or request.body_bytes > self.limits.max_body_bytes or meter.must_be_seen:
             return None
         body = shortcuts.whole_body()
         if body is None:
             return None
-        if len(body) > self._limits.max_body_bytes:
-            raise body_too_large(self._limits.max_body_bytes)
+        if len(body) > self.limits.max_body_bytes:
+            raise body_too_large(self.limits.max_body_bytes)
         if meter.wants_whole_body(request):
             return meter.take_body(body)
         meter.take_part(body)
@@ -223,7 +219,7 @@ class Exchange:
 
     def _body(self) -> RequestBody:
         def on_part() -> None:
-            self._wait_for_upstream(self._limits.first_byte_timeout_s)
+            self.wait_for_upstream(self.limits.first_byte_timeout_s)
 
         def on_end() -> None:
             on_part()
@@ -234,7 +230,7 @@ class Exchange:
     async def _receive_body(self) -> Message:
         if not self._head_sent:
             self._waiting_for_client = True
-            self.deadline = self._loop.time() + self._limits.silence_timeout_s
+            self.deadline = self.loop.time() + self.limits.silence_timeout_s
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientLeftError
@@ -245,7 +241,7 @@ class Exchange:
     def take_interim(self, interim: Interim) -> None:
         """Pass on that the upstream is at work; no time limit is moved by it, and no more than so many of them pass."""
         self._interims += 1
-        if self._shortcuts is not None and self._interims <= self._limits.max_interim_answers:
+        if self._shortcuts is not None and self._interims <= self.limits.max_interim_answers:
             headers = wire.interim_to_client(interim.fields)
             self._shortcuts.send_interim(interim.status, interim.reason, headers)
 
@@ -323,12 +319,10 @@ class Exchange:
         self._has_body = has_body = (
             answer.body_bytes != 0 and status not in (204, 304) and self._scope["method"] != "HEAD"
         )
-        if answer.is_event_stream:
-            self._aligner = EventAligner(self._limits.sse_event_max_bytes)
-            if has_body and answer.body_bytes > 0:
-                # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
-                headers = wire.without_length(headers)
-                answer = answer._replace(headers=headers)
+        if answer.is_event_stream and has_body and answer.body_bytes > 0:
+            # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
+            headers = wire.without_length(headers)
+            answer = answer._replace(headers=headers)
         if answer.content_type[:17].lower() == b"text/event-stream":
             # A compressed one, too, which is no event stream here: a proxy in front must not hold it back.
             headers.append((b"x-accel-buffering", b"no"))
@@ -347,7 +341,7 @@ class Exchange:
         shortcuts, stream, answer = self._shortcuts, self._stream, self._answer
         if shortcuts is None or answer is None or not isinstance(stream, Answer):
             return False
-        if not self._has_body or self._aligner is not None or answer.has_trailers or shortcuts.is_clogged():
+        if not self._has_body or answer.is_event_stream or answer.has_trailers or shortcuts.is_clogged():
             return False
         self._whole = body = stream.whole()
         if body is None:
@@ -374,7 +368,11 @@ class Exchange:
         answer = self._answer
         assert answer is not None  # noqa: S101 - see _pass_on
         if not self._has_body:
-            await self._finish()  # the head is all that the client waits for
+            await self.finish()  # the head is all that the client waits for
+        stream = self._stream
+        self._passage = passage = Passage(
+            self, stream, answer, self._decoder, meter=self._meter, send=self._send, shortcuts=self._shortcuts
+        )
         self._head_sent = True
         self.deadline = math.inf
         # Where no length is told, trailers may come that nobody has announced.
@@ -387,17 +385,14 @@ class Exchange:
                 "trailers": may_have_trailers,
                 # The upstream's phrase, and what need not be sent apart: for our own server; any other looks past it.
                 "reason": reason,
-                "body_follows": self._has_body and getattr(self._stream, "has_more", False) and self._aligner is None,
+                "body_follows": self._has_body and getattr(stream, "has_more", False) and not answer.is_event_stream,
             }
         )
-        if self._aligner is not None:
-            await self._pass_events(self._aligner)
-        else:
-            await self._pass_chunks(answer)
+        await passage.run()
         if may_have_trailers:
-            trailers = wire.trailers_to_client(getattr(self._stream, "trailers", []))
+            trailers = wire.trailers_to_client(getattr(stream, "trailers", []))
             await self._send({"type": "http.response.trailers", "headers": trailers})
-        await self._stream.aclose()
+        await stream.aclose()
 
     def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
         """Return the head of a compressed event stream as it is once unpacked.
@@ -411,85 +406,12 @@ class Exchange:
         headers = [pair for pair in wire.without_length(answer.headers) if pair[0].lower() != b"content-encoding"]
         return answer._replace(headers=headers, is_event_stream=True, content_encoding=b"", body_bytes=-1)
 
-    async def _pass_events(self, aligner: EventAligner) -> None:
-        send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
-        watched = meter.hold if meter.hold is not None and meter.hold.watches else None
-        self._wait_for_upstream(silence_timeout_s)
-        stream = self._stream if self._decoder is None else unpacked(self._stream, self._decoder)
-        if isinstance(stream, Answer) and self._shortcuts is not None and watched is None:
-            stream.on_piece = self._pass_now
-        async for chunk in stream:
-            meter.feed(chunk)
-            self._check_drain()
-            events = aligner.feed(chunk)
-            if watched is not None and events and watched.needs_more(events):
-                await watched.extend()
-            if self._left_events:
-                events, self._left_events = self._left_events + events, b""
-            if events:
-                if meter.may_be_last(events):
-                    await self._finish()
-                events = meter.without_usage(events)
-                # A client may take as long as it likes: only the upstream's silence is timed here.
-                self.deadline = math.inf
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-            self.deadline = loop.time() + silence_timeout_s
-        self.deadline = math.inf
-        await self._finish()
-        rest = aligner.flush()
-        await send({"type": "http.response.body", "body": meter.without_usage(rest) if rest else b""})
-
-    def _pass_now(self, chunk: bytes) -> bool:
-        """Pass a piece of an event stream on in the turn in which it came; return whether that could be done.
-
-        What has to be waited for is left to the task: a client that does not read, or has left, and the end.
-        """
-        shortcuts, aligner, meter = self._shortcuts, self._aligner, self._meter
-        if shortcuts is None or aligner is None or self._client_left_at or shortcuts.is_clogged():
-            return False
-        meter.feed(chunk)
-        events = aligner.feed(chunk)
-        if events:
-            if meter.may_be_last(events):
-                self._left_events = events
-                self._stream.nudge()
-                return True
-            events = meter.without_usage(events)
-            if events:
-                shortcuts.send_part(events)
-        self.deadline = self._loop.time() + self._limits.silence_timeout_s
-        return True
-
-    async def _pass_chunks(self, answer: wire.ToClient) -> None:
-        send, meter, loop, silence_timeout_s = self._send, self._meter, self._loop, self._limits.silence_timeout_s
-        body_bytes, is_packed = answer.body_bytes, bool(answer.content_encoding)
-        is_told = is_sent = False
-        self._wait_for_upstream(silence_timeout_s)
-        async for chunk in self._stream:
-            meter.feed(chunk)
-            self._check_drain()
-            self.deadline = math.inf
-            body_bytes -= len(chunk)
-            is_sent = body_bytes == 0
-            # Of packed events the client may see the last before the last byte.
-            if is_sent or (is_packed and not is_told and meter.has_ended()):
-                await self._finish()
-                is_told = True
-            await send({"type": "http.response.body", "body": chunk, "more_body": not is_sent})
-            if is_sent and getattr(self._stream, "ended", False):
-                break
-            self.deadline = loop.time() + silence_timeout_s
-        self.deadline = math.inf
-        if not is_sent:
-            await self._finish()
-            await send({"type": "http.response.body"})
-
-    async def _finish(self) -> None:
+    async def finish(self) -> None:
         """Meter the whole answer: the upstream has ended it, the client is about to hold it."""
         await self._meter.finish(self._outcome_at_end(), is_whole=True)
 
     def _outcome_at_end(self) -> Outcome:
-        return "client_closed" if self._client_left_at else "completed"
+        return "client_closed" if self.client_left_at else "completed"
 
     def _server_timing(self) -> bytes:
         """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
@@ -503,7 +425,7 @@ class Exchange:
     # Ends before the end
 
     async def _fail(self, exc: BaseException) -> None:
-        error = self._failure(exc)
+        error = failure_of(exc, cancelled_for=self._cancelled_for)
         self._ended = True
         if isinstance(exc, asyncio.CancelledError) and self._task is not None:
             self._task.uncancel()
@@ -524,55 +446,43 @@ class Exchange:
         if not self._head_sent:
             await send_error(self._send, error, request_id=self._meter.request_id)
             return
-        if self._aligner is not None:
-            left, rest = self._meter.without_usage(self._left_events), self._aligner.flush()
-            event = left + (rest + b"\n\n" if rest else b"") + error_event(error)
+        rest = None if self._passage is None else self._passage.rest()
+        if rest is not None:
+            event = rest + error_event(error)
             await self._send({"type": "http.response.body", "body": event, "more_body": True})
         raise ResponseCutError(error.message) from exc
-
-    def _failure(self, exc: BaseException) -> GatewayError | ClientLeftError:
-        if isinstance(exc, asyncio.CancelledError):
-            return self._cancelled_for or _shutting_down()
-        if isinstance(exc, GatewayError | ClientLeftError):
-            return exc
-        if isinstance(exc, httpx.HTTPError):
-            logger.warning("upstream failed: %s: %s", type(exc).__name__, exc)
-            return upstream_failure(exc)
-        # Not expected: a defect of ours, which must neither leave a connection open nor a client waiting.
-        logger.error("the relay failed", exc_info=exc)
-        return GatewayError("Internal server error.")
 
     def _watch_for_disconnect(self) -> None:
         """Cancel this exchange when the client leaves; the request body must have been received."""
         self._scope["on_disconnect"](self._client_left)
 
     def _client_left(self) -> None:
-        limits = self._limits
+        limits = self.limits
         if limits.drain_timeout_s and self._meter.tells_usage_at_its_end():
             # Whatever is sent from now on goes nowhere; the upstream is read on for the usage that it reports.
-            self._client_left_at = self._loop.time()
+            self.client_left_at = self.loop.time()
             self._drains_until_byte = self._meter.response_bytes + limits.drain_max_bytes
         else:
             self._cancel(ClientLeftError())
 
     def is_overdue(self, now: float) -> bool:
         """Return whether somebody was silent for too long, or an answer has been read for long enough for nobody."""
-        if not self._client_left_at:
+        if not self.client_left_at:
             return self.deadline <= now
-        return now - self._client_left_at >= self._limits.drain_timeout_s
+        return now - self.client_left_at >= self.limits.drain_timeout_s
 
-    def _check_drain(self) -> None:
+    def check_drain(self) -> None:
         """Raise ClientLeftError where enough was read for a client that has left."""
         if self._meter.response_bytes > self._drains_until_byte:
             raise ClientLeftError
 
-    def _wait_for_upstream(self, timeout_s: float) -> None:
+    def wait_for_upstream(self, timeout_s: float) -> None:
         self._waiting_for_client = False
-        self.deadline = self._loop.time() + timeout_s
+        self.deadline = self.loop.time() + timeout_s
 
     def give_up(self) -> None:
         """Cancel this exchange: its deadline has passed."""
-        if self._client_left_at:
+        if self.client_left_at:
             self._cancel(ClientLeftError())
         elif self._waiting_for_client:
             self._cancel(RequestTimeoutError("The request body stopped coming."))
@@ -586,13 +496,3 @@ class Exchange:
                 self._task.cancel()
             elif not self._has_arrived:  # else it is answered in this turn
                 self._start()
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("The gateway is restarting; try again.", retry_after_s=1)
-
-
-def _declare_length(headers: wire.RawHeaders, body_bytes: int) -> None:
-    for index, (name, _) in enumerate(headers):
-        if name == b"content-length":
-            headers[index] = (name, b"%d" % body_bytes)

@@ -306,6 +306,13 @@ def trailers_to_client(trailers: RawHeaders) -> RawHeaders:
     return [pair for pair in trailers if _role_to_client(pair[0].lower()) == _PASSES]
 
 
+def declare_length(headers: RawHeaders, body_bytes: int) -> None:
+    """Have fields, whose names are in lower case, tell of a body of this length where they tell of any."""
+    for index, (name, _) in enumerate(headers):
+        if name == b"content-length":
+            headers[index] = (name, b"%d" % body_bytes)
+
+
 def without_length(headers: RawHeaders) -> RawHeaders:
     return [pair for pair in headers if pair[0].lower() != b"content-length"]
 

@@ -15,6 +15,7 @@ from pytest_django import Settings
 from billing import rows
 from billing.events import Usage, UsageEvent
 from billing.models import ApiKey, Grant, KeyDay, ModelPrice, Pricing, UsageDay, UsageHour, UsageRecord
+from billing.pricing import MAX_QUANTITY
 from billing.services import RecordResult, record_events
 from billing.tests.recorded import SAMPLE_COST, day_rows
 from billing.tests.samples import NOW, event, key_fingerprint
@@ -158,7 +159,7 @@ def test_one_odd_event_among_others_like_it_is_made_to_fit_alone() -> None:
     "usage",
     [
         Usage(input_tokens=-1, output_tokens=500),
-        Usage(input_tokens=rows.QUANTITY_MAX + 1, output_tokens=500),
+        Usage(input_tokens=MAX_QUANTITY + 1, output_tokens=500),
         Usage(output_tokens=500, images=1 << 62),
         Usage(output_tokens=500, seconds=-0.1),
         Usage(output_tokens=500, seconds=1e13),
@@ -194,7 +195,7 @@ def test_rows_of_a_kind_are_recorded_whole_however_many_they_are() -> None:
     assert record_events([*given, event()]) == RecordResult(recorded=1, duplicates=110, rejected=0)
 
 
-odd_counts = st.sampled_from([0, 0, 0, 7, -1, rows.QUANTITY_MAX, rows.QUANTITY_MAX + 1])
+odd_counts = st.sampled_from([0, 0, 0, 7, -1, MAX_QUANTITY, MAX_QUANTITY + 1])
 odd_events = st.builds(
     event,
     id=st.sampled_from(["a", "x" * 64, "x" * 65, "", "a\x07", "a\x7f", "é\u2028"]),

@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from billing.events import Usage
+from billing.pricing import MAX_QUANTITY
 from gateway.endpoints import Meter
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-_MOST_TOKENS = 10**12  # as in `billing.pricing`: more than any request can hold
 _MOST_SECONDS = 1e9
 _LONGEST_NAME = 100
 _USUAL_NAME_BYTES = 102
@@ -61,7 +61,7 @@ class _Reported(Struct):
     cache_creation_input_tokens: _Count = None
 
 
-_Tokens = Annotated[int, Meta(ge=0, le=_MOST_TOKENS)]
+_Tokens = Annotated[int, Meta(ge=0, le=MAX_QUANTITY)]
 _None = Annotated[int, Meta(ge=0, le=0)]
 
 
@@ -205,7 +205,7 @@ def _usage(reported: _Reported, meter: Meter) -> Usage | None:
     reasoning = _count(details_out.reasoning_tokens)
     if reasoning and _count(reported.total_tokens) == input_count + output_count + reasoning:
         output_count += reasoning  # xAI and Gemini count thinking beside the completion, not in it
-    if input_count > _MOST_TOKENS or output_count > _MOST_TOKENS:
+    if input_count > MAX_QUANTITY or output_count > MAX_QUANTITY:
         raise ValueError("no token count, but a sum of some")
     audio = _input_audio(details, input_count, meter)
     audio_output, image_output = _output_media(details_out, output_count, meter)
@@ -308,7 +308,7 @@ def _count(value: _Count) -> int:
     """Return a token count; ValueError for what cannot be one."""
     if not value:
         return 0
-    if not 0 <= value <= _MOST_TOKENS or value != int(value):
+    if not 0 <= value <= MAX_QUANTITY or value != int(value):
         raise ValueError("no token count")
     return int(value)
 
