@@ -17,9 +17,8 @@ from django.utils import timezone
 from billing import selectors, services
 from billing.events import Usage
 from billing.models import ApiKey, Grant, KeyDay, ModelPrice, UsageDay, UsageHour, UsageRecord
-from billing.pricing import MAX_COST_USD
+from billing.pricing import MAX_COST_USD, MAX_QUANTITY
 from billing.rollups import SUMS, TALLIES, rebuild_usage_days
-from billing.rows import QUANTITY_MAX
 from billing.services import give_grant, record_events
 from billing.sums import MOST
 from billing.tests.samples import API_KEY, event
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.django_db
 LONGEST = 2**63 - 1
 MOST_USD = Decimal(MOST).scaleb(-7)
 BEARER = {"Authorization": f"Bearer {API_KEY}"}
-ABSURD = Usage(**{name: QUANTITY_MAX for name in Usage.__struct_fields__ if name != "seconds"})
+ABSURD = Usage(**{name: MAX_QUANTITY for name in Usage.__struct_fields__ if name != "seconds"})
 PAGES = (
     "/pro/balance",
     "/pro/usage",
@@ -71,7 +70,7 @@ def kept_sums() -> set[Any]:
     return {value for rows in (days, *tallies) for row in rows for value in row}
 
 
-@pytest.mark.parametrize("before", [LONGEST, MOST, LONGEST - QUANTITY_MAX])
+@pytest.mark.parametrize("before", [LONGEST, MOST, LONGEST - MAX_QUANTITY])
 def test_a_batch_is_recorded_where_sums_are_as_long_as_they_can_be(key: ApiKey, before: int) -> None:
     set_all_sums(before)
     absurd = event(at=timezone.now(), key_fingerprint=FINGERPRINT, usage=ABSURD, proxy_ms=1e9)
@@ -100,7 +99,7 @@ def test_one_request_costs_at_most_what_can_be_summed_up(key: ApiKey) -> None:
             Decimal(999_999_999),
         ),
     )
-    for usage in (ABSURD, Usage(input_tokens=QUANTITY_MAX), Usage(seconds=float(QUANTITY_MAX)), Usage()):
+    for usage in (ABSURD, Usage(input_tokens=MAX_QUANTITY), Usage(seconds=float(MAX_QUANTITY)), Usage()):
         model = "gpt-4o-mini" if usage.seconds else "dear"
         done = record_events([event(at=timezone.now(), key_fingerprint=FINGERPRINT, model=model, usage=usage)])
         assert done.recorded == 1
@@ -114,7 +113,7 @@ def test_a_batch_of_nothing_but_absurd_counts_is_recorded_and_rebuilt_the_same(k
     events = [event(at=timezone.now(), key_fingerprint=FINGERPRINT, usage=ABSURD) for _ in range(2000)]
     assert record_events(events).recorded == 2000
     before = [list(table.objects.order_by("pk").values_list(*sums)) for table, sums in _KEPT]
-    assert kept_sums() > {2000 * QUANTITY_MAX + 500}
+    assert kept_sums() > {2000 * MAX_QUANTITY + 500}
     today = timezone.now().date()
     rebuild_usage_days(today - dt.timedelta(days=1), today)
     assert [list(table.objects.order_by("pk").values_list(*sums)) for table, sums in _KEPT] == before
