@@ -70,8 +70,8 @@ class FixedPrices(Prices):
 
 def metered(metering: Metering) -> RequestMeter:
     meter = metering.begin(SCOPE)
-    meter.wants_whole_body(to_upstream(SCOPE["headers"], host=b"upstream"))
-    meter.take_body(BODY)
+    meter.seen.wants_whole(to_upstream(SCOPE["headers"], host=b"upstream"))
+    meter.seen.take_whole(BODY)
     return meter
 
 

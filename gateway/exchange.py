@@ -187,7 +187,7 @@ class Exchange:
         length = request.body_bytes
         if isinstance(body, bytes):
             self._watch_for_disconnect()
-            if meter.is_spliced and length > 0:
+            if meter.seen.is_spliced and length > 0:
                 length = len(body)
                 wire.declare_length(request.headers, length)
         self.wait_for_upstream(self.limits.first_byte_timeout_s)
@@ -204,17 +204,17 @@ class Exchange:
 
     def _arrived_body(self, request: wire.ToUpstream) -> bytes | None:
         """Return the body to send where all of it is here already and nothing has to be waited for, else None."""
-        meter, shortcuts = self._meter, self._shortcuts
-        if shortcuts is None or request.body_bytes > self.limits.max_body_bytes or meter.must_be_seen:
+        seen, shortcuts = self._meter.seen, self._shortcuts
+        if shortcuts is None or request.body_bytes > self.limits.max_body_bytes or seen.must_be_seen:
             return None
         body = shortcuts.whole_body()
         if body is None:
             return None
         if len(body) > self.limits.max_body_bytes:
             raise body_too_large(self.limits.max_body_bytes)
-        if meter.wants_whole_body(request):
-            return meter.take_body(body)
-        meter.take_part(body)
+        if seen.wants_whole(request):
+            return seen.take_whole(body)
+        seen.take_part(body)
         return body
 
     def _body(self) -> RequestBody:
@@ -225,7 +225,7 @@ class Exchange:
             on_part()
             self._watch_for_disconnect()
 
-        return RequestBody(self._relay, self._meter, receive=self._receive_body, on_part=on_part, on_end=on_end)
+        return RequestBody(self._relay, self._meter.seen, receive=self._receive_body, on_part=on_part, on_end=on_end)
 
     async def _receive_body(self) -> Message:
         if not self._head_sent:
@@ -312,7 +312,7 @@ class Exchange:
         meter = self._meter
         answer = wire.to_client(fields)
         is_watched = meter.hold is not None and meter.hold.watches
-        if answer.content_encoding and (meter.is_spliced or is_watched):
+        if answer.content_encoding and (meter.seen.is_spliced or is_watched):
             answer = self._unpacked(answer)
         meter.take_head(status, answer)
         headers = answer.headers

@@ -13,19 +13,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from billing.events import UsageEvent
 from gateway import segments
-from gateway.delivery import ALARM_AFTER_S, BATCH_EVENTS, Delivery, Sink
-from gateway.segments import Batch, Segment
+from gateway.backlog import Backlog
+from gateway.delivery import ALARM_AFTER_S, Delivery, Sink
+from gateway.segments import Segment
 
 logger = logging.getLogger(__name__)
 
 SEGMENT_MAX_BYTES = 64 * 1024 * 1024
-ADOPTION_INTERVAL_S = 5.0
-_SEGMENTS_HELD = 16
 _LINES_PER_WRITE = 100
 
 
@@ -105,9 +103,7 @@ class Journal:
         self._is_full = False
 
         # The flush thread's alone.
-        self._backlog: deque[Segment] = deque()
-        self._adopt_at = 0.0
-        self._corrupt = self._set_aside_lines = 0
+        self._backlog = Backlog(directory, delivery=self._delivery, clock=clock, on_error=self._note_disk_error)
         self._reported_alarms: list[str] = []
         self._reported_lost = 0
 
@@ -165,16 +161,14 @@ class Journal:
 
     def _release(self) -> None:
         if self._active is not None:
-            self._backlog.append(self._active)
+            self._backlog.add(self._active)
             self._active = None
-        while self._backlog:
-            segment = self._backlog.popleft()
-            segment.close() if segment.size_bytes else segment.remove()
+        self._backlog.release()
 
     def status(self) -> JournalStatus:
         now = time.time()
         with self._lock:
-            held = [segment for segment in (*self._backlog, self._active) if segment is not None]
+            held = [segment for segment in (*self._backlog.segments, self._active) if segment is not None]
             waiting = len(self._waiting) + len(self._in_flight)
             since = [segment.first_at for segment in held if segment.size_bytes > segment.offset]
             return JournalStatus(
@@ -184,9 +178,9 @@ class Journal:
                 oldest_age_s=max(0.0, now - min([*since, *([self._waiting_since] if waiting else [])], default=now)),
                 recorded=self._delivery.recorded,
                 duplicates=self._delivery.duplicates,
-                rejected=self._delivery.rejected + self._set_aside_lines,
-                corrupt=self._corrupt,
-                lost=self._lost,
+                rejected=self._delivery.rejected + self._backlog.set_aside,
+                corrupt=self._backlog.corrupt,
+                lost=self._lost + self._backlog.lost,
                 alarm="; ".join(self._alarms()),
             )
 
@@ -239,7 +233,7 @@ class Journal:
             if now >= tick_at:
                 tick_at = now + self._flush_interval_s
                 self._tick()
-            has_more = self._backlog and not self._delivery.is_failing
+            has_more = self._backlog.segments and not self._delivery.is_failing
             pause_s = 0.0 if has_more else max(0.0, tick_at - self._clock())
 
     def _tick(self) -> None:
@@ -254,57 +248,29 @@ class Journal:
 
         With `is_last`, no new file is begun.
         """
-        self._adopt()
+        self._backlog.adopt()
         self._rotate(is_last=is_last)
         self._write_waiting()
-        self._record_backlog()
+        self._backlog.record(until=self._clock() + self._flush_most_s)
         self._record_waiting()
         self._measure_room()
         self._report()
 
     def replay(self) -> JournalStatus:
         """Bring the files of dead processes to the sink, until none is left or it fails; of a journal not started."""
+        backlog = self._backlog
         while True:
-            self._adopt_at = 0.0
-            self._adopt()
-            if not self._backlog:
+            backlog.adopt(at_once=True)
+            if not backlog.segments:
                 break
-            while self._backlog and not self._delivery.is_failing:
-                self._record_backlog()
+            while backlog.segments and not self._delivery.is_failing:
+                backlog.record(until=self._clock() + self._flush_most_s)
             if self._delivery.is_failing or self._disk_error:
                 break
         status = self.status()
         with self._lock:
             self._release()
         return status
-
-    def _adopt(self) -> None:
-        """Take over files whose process is dead; a few at a time, so that all processes take their share."""
-        if self._clock() < self._adopt_at or len(self._backlog) >= _SEGMENTS_HELD:
-            return
-        self._adopt_at = self._clock() + ADOPTION_INTERVAL_S
-        ours = {segment.path for segment in self._backlog}
-        try:
-            found = segments.survey(self._directory)
-        except FileNotFoundError:
-            return
-        except OSError as exc:
-            self._note_disk_error(exc)
-            return
-        for report in found:
-            if len(self._backlog) >= _SEGMENTS_HELD:
-                self._adopt_at = 0.0  # there is more
-                return
-            if report.path in ours:
-                continue
-            try:
-                segment = Segment.adopt(report.path)
-            except OSError:  # its owner lives, it is gone, or it is not ours to open: `journal status` shows it
-                continue
-            if segment.size_bytes:
-                logger.info("adopted %s: %d bytes", report.path.name, segment.size_bytes)
-            with self._lock:
-                self._backlog.append(segment)
 
     def _rotate(self, *, is_last: bool) -> None:
         """Put the file that is written to behind the backlog, and begin another.
@@ -326,12 +292,12 @@ class Journal:
             self._is_paused = False
             self._active = fresh
             if active is not None and active is not fresh:
-                self._backlog.append(active)
+                self._backlog.add(active)
 
     def _is_due(self, active: Segment) -> bool:
         if active.is_torn or not active.is_linked():
             return True
-        return bool(active.size_bytes) and (len(self._backlog) < 2 or active.size_bytes > SEGMENT_MAX_BYTES)
+        return bool(active.size_bytes) and (len(self._backlog.segments) < 2 or active.size_bytes > SEGMENT_MAX_BYTES)
 
     def _new_segment(self) -> Segment | None:
         for _ in range(10):
@@ -362,38 +328,6 @@ class Journal:
                 if lines and not is_written:
                     self._keep_waiting(lines, are_older=True)
 
-    def _record_backlog(self) -> None:
-        """Bring the files to the sink, oldest first, and remove each once all of it is recorded."""
-        until = self._clock() + self._flush_most_s
-        while self._backlog and self._clock() < until and self._delivery.is_due:
-            segment = self._backlog[0]
-            try:
-                batch = segment.read(self._delivery.batch_events, offset=segment.offset)
-            except OSError as exc:
-                self._note_disk_error(exc)
-                with self._lock:
-                    self._backlog.popleft()
-                segment.close()  # to be adopted again, by us or another
-                return
-            if batch is None:
-                with self._lock:
-                    self._backlog.popleft()
-                segment.remove()
-            elif not batch.lines:
-                self._finish(segment, batch, corrupt=batch.corrupt)
-            elif (taken := self._delivery.give(batch.lines)) is not None:
-                self._finish(segment, batch, corrupt=taken.corrupt)
-                self._set_aside(taken.unreadable)
-            elif self._delivery.refuses(batch.lines, others=partial(self._behind, segment, batch)):
-                self._set_aside([batch.lines])
-                self._finish(segment, batch, corrupt=0)
-
-    def _finish(self, segment: Segment, batch: Batch, *, corrupt: int) -> None:
-        segment.offset = batch.next_offset
-        if corrupt:
-            self._corrupt += corrupt
-            logger.error("%s: %d damaged lines were skipped", segment.path.name, corrupt)
-
     def _record_waiting(self) -> None:
         """Bring to the sink what the disk did not take."""
         until = self._clock() + self._flush_most_s
@@ -407,29 +341,7 @@ class Journal:
                 if taken is None:
                     self._keep_waiting(lines, are_older=True)
             if taken is not None:
-                self._set_aside(taken.unreadable)
-
-    def _behind(self, segment: Segment, batch: Batch) -> bytes:
-        """Return a line with an event that comes after a batch, if there is one."""
-        places = [(segment, batch.next_offset), *((other, other.offset) for other in list(self._backlog)[1:2])]
-        for place, offset in places:
-            following = place.read(BATCH_EVENTS, offset=offset)
-            if following is not None and (line := segments.first_readable(following.lines)):
-                return line
-        return b""
-
-    def _set_aside(self, lines: Sequence[bytes]) -> None:
-        if not lines:
-            return
-        self._set_aside_lines += len(lines)
-        try:
-            segments.set_aside(self._directory, lines)
-        except OSError as exc:
-            self._note_disk_error(exc)
-            with self._lock:
-                self._lost += len(lines)
-        else:
-            logger.error("%d usage events were set aside in %s", len(lines), segments.SET_ASIDE_NAME)
+                self._backlog.put_aside(taken.unreadable)
 
     # Alarms
 
@@ -460,7 +372,7 @@ class Journal:
     def _report(self) -> None:
         """Log each change once."""
         with self._lock:
-            alarms, lost = self._alarms(), self._lost
+            alarms, lost = self._alarms(), self._lost + self._backlog.lost
         for alarm in alarms:
             if alarm not in self._reported_alarms:
                 logger.error("%s", alarm)

@@ -15,7 +15,6 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from billing.events import Usage, UsageEvent
-from gateway import headers as wire
 from gateway.addresses import ProxyTrust
 from gateway.demand import FREE, MODEL_FIELD_MOST_BYTES, Demand, demand_of, model_fields, thinks_unseen
 from gateway.endpoints import Endpoint, Meter
@@ -41,6 +40,7 @@ from gateway.limits import (
     counted_address,
     month_of,
 )
+from gateway.seen_request import SeenRequest
 from gateway.tally import Tally
 from gateway.usage.facts import RequestFacts
 
@@ -111,14 +111,7 @@ class RequestMeter(Meters, Protocol):
 
     method: str
     endpoint: Endpoint
-    must_be_seen: bool
-    form_guard: FormGuard | None
-
-    @property
-    def seen_body(self) -> bytes | None: ...
-    def seen_facts(self) -> RequestFacts: ...
-    def is_too_large_to_see(self) -> bool: ...
-    def body_bytes(self, headers: wire.RawHeaders) -> int: ...
+    seen: SeenRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +183,13 @@ class Limiter:
     def screen_request(self, meter: RequestMeter, scope: Any) -> None:
         """The same of an HTTP request, which is told what of its body must be seen before any of it goes upstream."""
         self.screen(meter, scope)
-        limits = self.rules.of_key(meter.fingerprint)
+        seen, limits = meter.seen, self.rules.of_key(meter.fingerprint)
         if limits.models:
-            meter.must_be_seen = meter.method == "POST" and not _uses_no_model(meter.endpoint)
-            if meter.must_be_seen:
-                meter.form_guard = FormGuard()
+            seen.must_be_seen = meter.method == "POST" and not _uses_no_model(meter.endpoint)
+            if seen.must_be_seen:
+                seen.form_guard = FormGuard()
         elif limits.monthly_units or self.rules.address.monthly_units:
-            meter.must_be_seen = meter.endpoint.meter in _USED_MODELS
+            seen.must_be_seen = meter.endpoint.meter in _USED_MODELS
 
     @contextlib.contextmanager
     def uploading(self, meter: Meters, scope: Any) -> Iterator[None]:
@@ -231,10 +224,11 @@ class Limiter:
     async def admit(self, meter: RequestMeter, scope: Any) -> None:
         """Let a request pass, or raise GatewayError; what it takes is held by `meter.hold` until it ends."""
         limits = self.rules.of_key(meter.fingerprint)
-        endpoint, body, facts = meter.endpoint, meter.seen_body, meter.seen_facts()
-        if meter.must_be_seen and meter.is_too_large_to_see():
+        endpoint, seen, body = meter.endpoint, meter.seen, meter.seen.beginning
+        facts = seen.known_facts()
+        if seen.must_be_seen and seen.is_too_large(scope["headers"]):
             raise BodyTooLargeError(_TOO_LARGE)
-        if meter.form_guard is not None:
+        if seen.form_guard is not None:
             self._check_model(limits, facts.model)
         demand = FREE
         if self._weighs(limits) and (endpoint.meter in _USED_MODELS or endpoint.has_untold_cost):
@@ -242,7 +236,7 @@ class Limiter:
                 endpoint,
                 facts,
                 body=body,
-                body_bytes=meter.body_bytes(scope["headers"]),
+                body_bytes=seen.likely_bytes(scope["headers"]),
                 output_tokens=self.assumed_tokens(facts.model),
                 reference_tokens=self.options.reference_tokens,
             )

@@ -10,7 +10,7 @@ import httpx2 as httpx
 from gateway import headers as wire
 from gateway.asgi import Message
 from gateway.errors import BodyTooLargeError
-from gateway.request_meter import MOST_BODY_BYTES, RequestMeter
+from gateway.seen_request import MOST_BODY_BYTES, SeenRequest
 
 if TYPE_CHECKING:
     from gateway.relay import Relay
@@ -30,14 +30,14 @@ class RequestBody:
     def __init__(
         self,
         relay: Relay,
-        meter: RequestMeter,
+        seen: SeenRequest,
         *,
         receive: Callable[[], Awaitable[Message]],
         on_part: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self._relay = relay
-        self._meter = meter
+        self._seen = seen
         self._most_bytes = relay.limits.max_body_bytes
         self._receive = receive
         self._on_part = on_part
@@ -50,15 +50,15 @@ class RequestBody:
         """Return all of it, as it is to be sent, or a stream of what arrives. Raises BodyTooLargeError."""
         if request.body_bytes > self._most_bytes:
             raise self.too_large()
-        if self._meter.wants_whole_body(request):
+        if self._seen.wants_whole(request):
             return await self._whole_body(await self._receive())
-        if self._meter.must_be_seen:
+        if self._seen.must_be_seen:
             message = await self._beginning(await self._receive())
             if message["more_body"]:
                 return _Upload(self._rest_of_body(message))
             if len(message["body"]) > self._most_bytes:
                 raise self.too_large()
-            self._meter.take_part(message["body"])
+            self._seen.take_part(message["body"])
             return message["body"]  # type: ignore[no-any-return]
         return _Upload(self._rest_of_body())  # the upstream may answer before any of it has come
 
@@ -71,7 +71,7 @@ class RequestBody:
             parts.append(message["body"])
             received_bytes += len(message["body"])
         form = b"".join(parts)
-        self._meter.see_form(form)
+        self._seen.take_form(form)
         return {"body": form, "more_body": message["more_body"]}
 
     async def _whole_body(self, message: Message) -> bytes | httpx.AsyncByteStream:
@@ -83,7 +83,7 @@ class RequestBody:
                 return _Upload(self._rest_of_body({"body": received, "more_body": True}))
         elif len(received) > self._most_bytes:
             raise self.too_large()
-        return self._meter.take_body(received)
+        return self._seen.take_whole(received)
 
     async def _gathered(self, message: Message) -> tuple[bool, bytes]:
         """Return the body and True; or its beginning and False, where there is no room to wait for the rest of it."""
@@ -115,7 +115,7 @@ class RequestBody:
             if received_bytes > self._most_bytes:
                 raise self.too_large()
             if part:
-                self._meter.take_part(part)
+                self._seen.take_part(part)
                 self._on_part()
                 yield part
             if not has_more:

@@ -16,47 +16,22 @@ from gateway.access_log import log_access
 from gateway.asgi import Memory
 from gateway.decoding import Decoder
 from gateway.endpoints import Endpoint, Meter, endpoint_of
-from gateway.splice import UsageEventRemover, with_include_usage
-from gateway.usage import (
-    LongBody,
-    OutputSample,
-    Reading,
-    RequestFacts,
-    SseReader,
-    UsageReader,
-    multipart_facts,
-    reader_for,
-    request_facts,
-    weighed_form,
-)
+from gateway.seen_request import ESTIMATED, SeenRequest
+from gateway.splice import UsageEventRemover
+from gateway.usage import OutputSample, Reading, RequestFacts, SseReader, UsageReader, reader_for
 from proxysite.logs import current_request_id
 
 if TYPE_CHECKING:
     from gateway.hold import Hold
-    from gateway.limiter import FormGuard
     from gateway.metering import Metering
 
 logger = logging.getLogger("gateway.metering")
 
-# Bodies beyond this pass without being held.
-MOST_BODY_BYTES = 4 << 20
-# What the bodies that are held for an estimate may take together, as long as their answers last; beyond it larger ones
-# are guessed at once.
-MOST_HELD_BYTES = 256 << 20
-_SMALL_BODY_BYTES = 16 << 10
-_FORM_END_BYTES = 64 << 10
-# OpenAI takes no recording that is larger.
-_LIKELY_BYTES = 25 << 20
-# Tuples: to find one of a few by identity takes less than to hash it.
-_ESTIMATED = (Meter.CHAT, Meter.COMPLETIONS, Meter.RESPONSES, Meter.EMBEDDINGS)
-_READ_ON = (*_ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
+_READ_ON = (*ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
 # What stands in the last event of a stream, which a client may take for the end.
 _DONE = b"[DONE]"
-_JSON = b"application/json"
 _LAST_EVENT = re.compile(rb"\[DONE\]|\.(?:completed|incomplete|failed|done)\"")
 _ENDS_WITH_DONE = (Meter.CHAT, Meter.COMPLETIONS)
-# The name of the member `stream` as it stands in JSON, unless a letter of it is escaped.
-_STREAM_NAME, _ESCAPE = b'"stream"', b"\\u"
 _RUNS = "/v1/threads/{thread_id}/runs"
 _NO_USAGE = Usage()
 _NO_FACTS = RequestFacts()
@@ -69,30 +44,19 @@ class RequestMeter:
     """
 
     # Defaults of the class, not of each meter: a request sets a third of them.
-    content_type = b""
-    request_bytes = response_bytes = 0
+    response_bytes = 0
     status = 0
     upstream_request_id = ""
     asked_s = first_byte_s = 0.0
-    is_finished = is_spliced = False
+    is_finished = False
     is_sent = False  # or may have been, where the transport does not say
     _request_id = ""
     _identity: tuple[str, str] | None = None
-    _unread: bytes | None = None  # a body whose facts nobody has asked for yet
-    _facts: RequestFacts | None = None
-    _facts_for_limits: RequestFacts | None = None
-    _body: bytes | None = None
-    _held_bytes = 0
-    _long_body: LongBody | None = None
-    _form: bytearray | None = None
     _reader: UsageReader | None = None
     _decoder: Decoder | None = None
     _remover: UsageEventRemover | None = None
     _unsettled: UsageEvent | None = None
-    # Of limits, see `gateway.limiter`; untouched while there are none.
-    hold: Hold | None = None
-    must_be_seen = False
-    form_guard: FormGuard | None = None
+    hold: Hold | None = None  # of limits, see `gateway.limiter`
 
     def __init__(self, metering: Metering, scope: Any) -> None:
         self._metering = metering
@@ -105,6 +69,7 @@ class RequestMeter:
         self._headers: wire.RawHeaders = scope["headers"]
         self._memory: Memory | None = scope.get("memory")
         self.endpoint: Endpoint = endpoint_of(self.method, scope["raw_path"])
+        self.seen = SeenRequest(metering, self.endpoint)
 
     @property
     def request_id(self) -> str:
@@ -127,14 +92,7 @@ class RequestMeter:
         """Find out what the record will say of the request, now that it is on its way. Never raises."""
         self.is_sent = True
         self._identify()
-        self._read_facts()
-
-    def _read_facts(self) -> RequestFacts | None:
-        unread = self._unread
-        if unread is not None:
-            self._unread = None
-            self._facts = request_facts(self.endpoint, unread)
-        return self._facts
+        self.seen.facts()
 
     # The way up
 
@@ -142,101 +100,6 @@ class RequestMeter:
         """Raise KeyBlockedError if the operator has blocked the key."""
         if self._metering.blocked:
             self._metering.check_not_blocked(self.fingerprint)
-
-    def wants_whole_body(self, request: wire.ToUpstream) -> bool:
-        """Return whether the body is to be given to `take_body` before it goes up."""
-        if self.endpoint.meter is Meter.NONE and not self.must_be_seen:
-            return False
-        self.content_type = content_type = request.content_type
-        if content_type != _JSON:
-            content_type = content_type[:64].lower()
-            if content_type.startswith(b"multipart/form-data"):
-                self._form = bytearray()
-                return False
-            # On its way to nobody knows what, a body that is something else is not held up.
-            if self.endpoint.meter is Meter.OTHER and b"json" not in content_type and not self.must_be_seen:
-                return False
-        return request.body_bytes != 0 and request.body_bytes <= MOST_BODY_BYTES
-
-    def take_body(self, body: bytes) -> bytes:
-        """Return the body to send: the same, or with usage asked for where the client did not."""
-        self.request_bytes = len(body)
-        if len(body) > MOST_BODY_BYTES:
-            return body
-        if self.endpoint.meter is Meter.NONE:
-            self._facts_for_limits = request_facts(self.endpoint, body)
-            return body
-        self._unread = body
-        if self.endpoint.meter in _ESTIMATED:
-            if len(body) <= _SMALL_BODY_BYTES:
-                self._body = body
-            else:
-                self._hold(body)
-        if not (self.endpoint.splices_usage and self._metering.splices_usage and _may_stream(body)):
-            return body
-        facts = self._read_facts()
-        if facts is None or not facts.is_stream or facts.has_stream_options:
-            return body
-        spliced = with_include_usage(body)
-        if spliced is None:
-            return body
-        self.is_spliced = True
-        return spliced
-
-    def _hold(self, body: bytes) -> None:
-        metering = self._metering
-        if metering.held_bytes + len(body) > MOST_HELD_BYTES:
-            self._long_body = LongBody()
-            self._long_body.feed(body)
-            return
-        metering.held_bytes += len(body)
-        self._held_bytes = len(body)
-        self._body = body
-
-    def take_part(self, part: bytes) -> None:
-        """Look at a part of a body that goes up as it comes. Raises ModelNotAllowedError."""
-        self.request_bytes += len(part)
-        if self.form_guard is not None:
-            self.form_guard.feed(part)
-        form = self._form
-        if form is not None:
-            # The fields stand at either end of the form, the file between them.
-            form += part
-            if len(form) > 4 * _FORM_END_BYTES:
-                del form[_FORM_END_BYTES:-_FORM_END_BYTES]
-        elif self.endpoint.meter in _ESTIMATED:
-            if self._long_body is None:
-                self._long_body = LongBody()
-            self._long_body.feed(part)
-
-    # For limits, before the request goes up
-
-    def see_form(self, form: bytes) -> None:
-        """Look at the beginning of a form, or at all of it; its parts come by `take_part` all the same."""
-        facts = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
-        self._facts_for_limits = weighed_form(facts, form, self.content_type)
-
-    @property
-    def seen_body(self) -> bytes | None:
-        """The body in JSON, as far as it was looked at; before `seen_facts` is asked for."""
-        return self._unread if self._body is None else self._body
-
-    def seen_facts(self) -> RequestFacts:
-        """Return what the request asks for, as far as it was looked at."""
-        return self._read_facts() or self._facts_for_limits or RequestFacts()
-
-    def is_too_large_to_see(self) -> bool:
-        """Return whether there is a body that was not looked at, since it is too long."""
-        return self._form is None and self.request_bytes == 0 and self.body_bytes(self._headers) > 0
-
-    def body_bytes(self, headers: wire.RawHeaders) -> int:
-        """Return the length of the body; where nobody tells it, the largest that is likely."""
-        if self.request_bytes:
-            return self.request_bytes
-        declared = {name: value for name, value in headers if name in (b"content-length", b"transfer-encoding")}
-        if b"transfer-encoding" in declared:
-            return _LIKELY_BYTES
-        return int(declared.get(b"content-length", 0))
 
     # The way back
 
@@ -249,7 +112,7 @@ class RequestMeter:
             self._reader = reader_for(self.endpoint, answer.content_type)
         if self._reader is not None and answer.content_encoding:
             self._decoder = Decoder(answer.content_encoding)
-        if self.is_spliced and answer.is_event_stream:
+        if self.seen.is_spliced and answer.is_event_stream:
             self._remover = UsageEventRemover()
 
     def feed(self, chunk: bytes) -> None:
@@ -329,7 +192,7 @@ class RequestMeter:
         if metering.logs_access:
             log_access(event, request_id=self.request_id, headers=self._headers)
         if metering.trace is not None:
-            asked_model = self.seen_facts().model
+            asked_model = self.seen.known_facts().model
             metering.trace(event, request_id=self.request_id, headers=self._headers, asked_model=asked_model)
         if self.hold is not None:
             self.hold.settle(event)
@@ -343,10 +206,7 @@ class RequestMeter:
         metering.append(event)
         if reading.stored_usage is not None and (reading.in_background or self.endpoint.meter is Meter.BATCH):
             metering.append(self._event_of_object(reading))
-        self._body = None
-        if self._held_bytes:
-            metering.held_bytes -= self._held_bytes
-            self._held_bytes = 0
+        self.seen.forget()
 
     def _reading(self, *, is_whole: bool) -> Reading:
         try:
@@ -367,11 +227,11 @@ class RequestMeter:
         """Return what this side knows by itself."""
         if self.endpoint.meter is not Meter.SPEECH or not self._may_have_used(outcome):
             return None
-        facts = self._read_facts()
+        facts = self.seen.facts()
         return None if facts is None else Usage(characters=facts.characters)
 
     def _is_to_be_estimated(self, outcome: Outcome, reading: Reading) -> bool:
-        is_seen = self._body is not None or self._long_body is not None
+        is_seen = self.seen.body is not None or self.seen.long_body is not None
         return is_seen and self._may_have_used(outcome) and not self._goes_on(reading)
 
     def _goes_on(self, reading: Reading) -> bool:
@@ -381,39 +241,27 @@ class RequestMeter:
         """
         if self.response_bytes or self.endpoint.meter is not Meter.RESPONSES:
             return reading.in_background
-        facts = self._facts_at_end()
+        facts = self.seen.facts_at_end()
         return facts is not None and facts.in_background
 
-    def _facts_at_end(self) -> RequestFacts | None:
-        """Return what the request asks for, now that no more of it comes."""
-        facts = self._read_facts()
-        if facts is None and self._form is not None:
-            form = bytes(self._form)
-            facts = multipart_facts(form[:_FORM_END_BYTES], self.content_type, form[-_FORM_END_BYTES:])
-        elif facts is None and self._long_body is not None:
-            facts = self._facts = self._long_body.facts()
-        return facts
-
     async def _estimated(self, outcome: Outcome, reading: Reading) -> None:
-        facts = self._facts_at_end()
-        usage = None
+        seen, usage = self.seen, None
+        facts = seen.facts_at_end()
         try:
             output = self._reader.output_sample() if self._reader is not None else OutputSample()
             usage = await self._metering.estimates.estimate(
                 meter=self.endpoint.meter,
                 model=facts.model if facts else "",
-                request_body=self._body or b"",
+                request_body=seen.body or b"",
                 output=output,
-                input_guess=self._long_body.tokens if self._long_body is not None else 0,
+                input_guess=seen.long_body.tokens if seen.long_body is not None else 0,
             )
         finally:
             # Whatever happens while tokens are counted, the request is told of.
             self._say(outcome, reading, usage or _NO_USAGE, "estimated" if usage else "none")
 
     def _event(self, outcome: Outcome, reading: Reading, usage: Usage, source: UsageSource) -> UsageEvent:
-        facts = self._facts
-        if facts is None:
-            facts = self._facts_at_end() or _NO_FACTS
+        facts = self.seen.facts_at_end() or _NO_FACTS
         now_s, started_s = time.perf_counter(), self.started_s
         fingerprint, hint = self._identify()
         return UsageEvent(
@@ -437,7 +285,7 @@ class RequestMeter:
             first_byte_ms=int((self.first_byte_s - started_s) * 1000 + 0.5) if self.first_byte_s else 0,
             duration_ms=int((now_s - started_s) * 1000 + 0.5),
             proxy_ms=int((self.asked_s - started_s) * 1e6 + 0.5) / 1000 if self.asked_s else 0.0,
-            request_bytes=self.request_bytes,
+            request_bytes=self.seen.size_bytes,
             response_bytes=self.response_bytes,
         )
 
@@ -460,8 +308,3 @@ class RequestMeter:
     def _id_of_object(self, reading: Reading) -> str:
         identity = self._metering.fingerprint(reading.object_id.encode("utf-8", "replace"))
         return f"{'batch' if self.endpoint.meter is Meter.BATCH else 'response'}{identity[:48]}"
-
-
-def _may_stream(body: bytes) -> bool:
-    """Return whether a JSON body may have the member `stream`; most have none, and need not be read at once."""
-    return body.find(_STREAM_NAME) >= 0 or body.find(_ESCAPE) >= 0

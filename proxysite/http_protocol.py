@@ -20,19 +20,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.asgi import Memory
 from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body, error_headers
-from gateway.headers import CORS_HEADERS, Plan, plan_of
+from gateway.headers import CORS_HEADERS, plan_of
 from proxysite import settings
 from proxysite.departures import WatchedFlow
 from proxysite.http_exchange import Exchange
-from proxysite.http_messages import end_of_messages, without_upgrade
+from proxysite.http_messages import (
+    check_fields,
+    check_length,
+    end_of_messages,
+    length_of,
+    path_and_query,
+    without_upgrade,
+)
 
 logger = logging.getLogger("proxysite.server")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
-_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
 _LONGEST_METHOD = 1024
-_LONGEST_LENGTH = 20  # of 64 bits
 # A field of a few bytes costs twenty times as much in memory; browsers and SDKs send some twenty.
 _MOST_FIELDS = 256
 # Requests behind one that is not answered yet; what is behind them is read when one has been answered.
@@ -166,7 +171,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """Return whether the rest of the request is small, and likely to come at once."""
         if self._due_by == math.inf:
             may_wait = not (self.draining or self.expect_100_continue)
-            if not (may_wait and 0 < _length_of(due.scope) <= _SMALL_BODY_BYTES):
+            if not (may_wait and 0 < length_of(due.scope["headers"], due.scope["plan"]) <= _SMALL_BODY_BYTES):
                 return False
             self._due_by = self.loop.time() + _SMALL_BODY_SECONDS
             due.scope["head_came_s"] = time.perf_counter()
@@ -386,20 +391,9 @@ class HTTPProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         plan = plan_of(self.headers)
         if not plan.is_usual or version != "1.1":
-            self._check_fields(plan, version)
-        length_at = plan.at.get(b"content-length")
-        if length_at is not None and len(self.headers[length_at][1]) > _LONGEST_LENGTH:
-            # llhttp has read a number, which may begin with as many zeros as one likes; Python reads no such.
-            raise BadRequestError("This is no usual Content-Length.")
-        url = self.url
-        if url[:1] != b"/":
-            # Absolute form (RFC 9112 §3.2.2) says what `Host` says: where to is settled here, not by clients.
-            parts = _ABSOLUTE_FORM.fullmatch(url)
-            if parts is None:
-                raise BadRequestError("The request target is not a path.")
-            url = parts[1]
-        if url.find(b"#") >= 0:
-            raise BadRequestError("A request target has no fragment.")
+            self.expect_100_continue = check_fields(self.headers, plan, version)
+        check_length(self.headers, plan)
+        url = path_and_query(self.url)
         path, _, query = url.partition(b"?")
         return {
             "type": "http",
@@ -418,21 +412,6 @@ class HTTPProtocol(HttpToolsProtocol):
             "state": self.app_state,
             "memory": self._memory,
         }
-
-    def _check_fields(self, plan: Plan, version: str) -> None:
-        """Settle what fields say to this server. Raises BadRequestError."""
-        headers = self.headers
-        if version not in ("1.1", "1.0"):
-            raise BadRequestError(f"HTTP/{version} is not spoken here.")
-        if b"transfer-encoding" in plan.at:
-            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
-            if codings != [b"chunked"] or version == "1.0":
-                raise BadRequestError("The only transfer coding is chunked, over HTTP/1.1.")
-        if b"expect" in plan.at and version == "1.1":
-            # RFC 9110 §10.1.1: of HTTP/1.0 it is ignored, whose clients know no interim answers.
-            self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in headers]
-        if plan.hosts != 1 and version == "1.1":
-            raise BadRequestError("An HTTP/1.1 request has exactly one Host field.")
 
     # Exchanges
 
@@ -501,9 +480,3 @@ class HTTPProtocol(HttpToolsProtocol):
             self._head_bytes = 0
             idle_s = _DRAIN_SECONDS if self.draining else settings.KEEPALIVE_SECONDS
             self._deadline = self.loop.time() + idle_s
-
-
-def _length_of(scope: dict[str, Any]) -> int:
-    """Return what Content-Length says, -1 where there is none."""
-    at = scope["plan"].at.get(b"content-length")
-    return -1 if at is None else int(scope["headers"][at][1])

@@ -74,7 +74,7 @@ def die(journal: Journal, directory: Path) -> None:
 
 
 def _is_adopted(journal: Journal, target: str) -> bool:
-    return any(str(segment.path) == target.removesuffix(" (deleted)") for segment in journal._backlog)
+    return any(str(segment.path) == target.removesuffix(" (deleted)") for segment in journal._backlog.segments)
 
 
 def ids(numbers: Sequence[int] | range) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from gateway import journal as journal_module
+from gateway.backlog import ADOPTION_INTERVAL_S
 from gateway.delivery import BATCH_EVENTS
 from gateway.journal import Journal
 from gateway.segments import read_lines
@@ -71,11 +71,11 @@ def test_the_files_of_a_killed_process_are_adopted_and_those_of_a_living_one_are
         assert ledger.ids == []
         os.kill(doomed.pid, signal.SIGKILL)
         doomed.wait()
-        clock.now += journal_module.ADOPTION_INTERVAL_S
+        clock.now += ADOPTION_INTERVAL_S
         journal.flush()
         assert sorted(ledger.ids) == ids(range(700))
         os.kill(living.pid, signal.SIGKILL)
-    clock.now += journal_module.ADOPTION_INTERVAL_S
+    clock.now += ADOPTION_INTERVAL_S
     journal.flush()
     assert sorted(ledger.ids) == ids(range(900))
     assert [path.stat().st_size for path in journal_files(tmp_path)] == [0]

@@ -10,7 +10,8 @@ import pytest
 
 from billing.events import Usage, UsageEvent
 from gateway.metering import Metering
-from gateway.request_meter import MOST_HELD_BYTES, RequestMeter
+from gateway.request_meter import RequestMeter
+from gateway.seen_request import MOST_HELD_BYTES
 from gateway.tests.fake_upstream import Exchange, FakeUpstream
 from gateway.tests.live import LiveProxy
 from gateway.tests.metered import CHAT, USAGE, Ledger, chunk, post
@@ -253,7 +254,7 @@ async def test_bodies_that_wait_for_their_answers_are_held_within_bounds_togethe
 
     def asked() -> RequestMeter:
         meter = metering.begin(scope)
-        assert meter.take_body(body) == body
+        assert meter.seen.take_whole(body) == body
         meter.look()
         return meter
 
