@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import mmap
 import os
 import resource
@@ -23,6 +24,8 @@ from proxysite import settings
 from proxysite.gunicorn_conf import RETIRE
 from proxysite.http_protocol import HTTPProtocol
 from proxysite.websocket import WebSocketProtocol
+
+logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = min(1.0, settings.HEADER_TIMEOUT_SECONDS / 4, settings.KEEPALIVE_SECONDS / 4)
 
@@ -82,7 +85,7 @@ class GatewayWorker(UvicornWorker):
         gc.set_threshold(20_000, 20, 20)
         # uvicorn reports to the master only while it accepts connections; the master kills the silent,
         # streams that may still finish included.
-        tasks = [asyncio.create_task(self._beat(server)), asyncio.create_task(_sweep(server))]
+        tasks = [asyncio.create_task(self._beat(server)), asyncio.create_task(sweep_connections(server))]
         try:
             await server.serve(sockets=self.sockets)
             # The interpreter's end would undo any other handler, and the master may say it once more.
@@ -139,12 +142,17 @@ class Server(uvicorn.server.Server):
         await asyncio.wait_for(ending, settings.GRACEFUL_TIMEOUT_SECONDS)
 
 
-async def _sweep(server: Server) -> None:
+async def sweep_connections(server: uvicorn.server.Server) -> None:
     """Close connections whose time is up."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         now = loop.time()
         for connection in list(server.server_state.connections):
-            if isinstance(connection, HTTPProtocol):
+            if not isinstance(connection, HTTPProtocol):
+                continue
+            try:
                 connection.sweep(now)
+            except Exception:  # of one of them; all others have deadlines too
+                logger.exception("a connection could not be looked after")
+                connection.transport.abort()

@@ -110,6 +110,13 @@ def settings_of(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_wrong_setting_is_said_in_one_line() -> None:
+    command = [sys.executable, "manage.py", "check"]
+    stopped = subprocess.run(command, cwd=ROOT, env=os.environ | {"PORT": "many"}, capture_output=True, text=True)
+    assert (stopped.returncode, stopped.stdout) == (1, "")
+    assert stopped.stderr == "manage.py: PORT: 'many' is not a whole number.\n"
+
+
 @pytest.mark.parametrize(
     "address",
     [
