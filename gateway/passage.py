@@ -58,8 +58,8 @@ class Passage:
         """Return what is held of an event stream that is cut, with the end of its last event; None of anything else."""
         if self._aligner is None:
             return None
-        left, rest = self._meter.without_usage(self._left_events), self._aligner.flush()
-        return left + (rest + b"\n\n" if rest else b"")
+        end = b"\n\n" if self._aligner.is_inside_event else b""
+        return self._meter.without_usage(self._left_events) + self._aligner.flush() + end
 
     async def _pass_events(self, aligner: EventAligner) -> None:
         exchange, send, meter = self._exchange, self._send, self._meter

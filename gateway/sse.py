@@ -23,6 +23,12 @@ class EventAligner:
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting = bytearray()
         self._may_want_lf = False  # what went out last ended with a CR
+        self._is_in_parts = False  # an event of which a part has gone out
+
+    @property
+    def is_inside_event(self) -> bool:
+        """Whether an event has begun that has not ended, be it gone out in part or waiting."""
+        return self._is_in_parts or bool(self._waiting)
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what may go out now, possibly b""."""
@@ -30,14 +36,18 @@ class EventAligner:
         if self._may_want_lf and chunk:
             return self._behind_cr(chunk)
         if not waiting and chunk.endswith(_COMMON_ENDS):
+            self._is_in_parts = False
             return chunk
         # Only the new bytes are searched, and the few before them in which an end may have begun.
         search_from = max(0, len(waiting) - _LONGEST_END)
         waiting += chunk
         end = _last_event_end(waiting, search_from)
-        if end == 0:
-            if len(waiting) <= self._max_waiting_bytes:
-                return b""
+        if end:
+            self._is_in_parts = False
+        elif len(waiting) <= self._max_waiting_bytes:
+            return b""
+        else:
+            self._is_in_parts = True
             end = _whole_characters(waiting)
         ready = bytes(waiting[:end])
         del waiting[:end]

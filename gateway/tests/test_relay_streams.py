@@ -89,6 +89,24 @@ def test_a_stream_cut_by_the_upstream_ends_with_an_error_event_and_visibly_cut(
     assert b"[DONE]" not in answer.body
 
 
+def test_the_error_event_stands_apart_from_an_event_that_was_too_long_to_wait_for(
+    proxy: LiveProxy, upstream: FakeUpstream
+) -> None:
+    begun = b'data: {"number": 1}\n\ndata: ' + b"x" * (1 << 20)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.chunk(begun)
+        await exchange.close()  # no reset, which may overtake bytes that are on their way
+
+    upstream.script = script
+    with RawClient(proxy) as client:
+        client.request("POST", "/v1/chat/completions", body=b"{}")
+        answer = client.answer()
+    assert answer.body.startswith(begun + b"\n\nevent: error\ndata: {")
+    assert answer.end in ("closed", "reset")
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 def test_any_other_body_cut_by_the_upstream_is_visibly_cut(
     proxy: LiveProxy, upstream: FakeUpstream, framing: str

@@ -70,6 +70,20 @@ def test_an_event_beyond_the_bound_goes_out_in_parts_of_whole_characters() -> No
     assert aligner.feed(character[2:] + b"\n\n").decode() == "好\n\n"
 
 
+@given(st.integers(0, 3), st.integers(1, 60), st.lists(st.integers(0, 120), max_size=6), st.integers(1, 40))
+def test_who_ends_inside_an_event_is_known_to_however_much_of_it_has_gone_out(
+    whole: int, size: int, cuts: list[int], bound: int
+) -> None:
+    aligner = EventAligner(bound)
+    stream = b"data: 1\n\n" * whole + b"x" * size
+    for start, end in itertools.pairwise([0, *sorted(cuts), len(stream) + 120]):
+        aligner.feed(stream[start:end])
+    assert aligner.is_inside_event
+    aligner.feed(b"\n\n")
+    aligner.feed(b"data: 2\n\n")
+    assert not aligner.is_inside_event
+
+
 @pytest.mark.parametrize("size", [10_000, 2_000_000])
 def test_the_cost_of_an_event_in_many_parts_grows_with_its_size_only(size: int) -> None:
     aligner = EventAligner(size * 2)
