@@ -33,6 +33,7 @@ def tls_context(*, extra_ca_file: str | None) -> ssl.SSLContext:
     if extra_ca_file is not None:
         context.load_verify_locations(cafile=extra_ca_file)
     context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
@@ -48,16 +49,6 @@ async def open_socket(host: str, port: int, *, proxy_url: str | None) -> socket.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock
-
-
-def check_open(transport: asyncio.BaseTransport) -> None:
-    """Raise ConnectionResetError if the other side has hung up already: to be asked right before `start_tls`.
-
-    Of a connection that is ending uvloop's `start_tls` makes one that never ends: nobody is told, and what is written
-    to it waits for good (0.23: `SSLProtocol.connection_lost` comes before `connection_made`).
-    """
-    if transport.is_closing():
-        raise ConnectionResetError("the connection was closed before TLS began")
 
 
 async def _open_through_proxy(host: str, port: int, proxy_url: str) -> socket.socket:

@@ -21,31 +21,14 @@ import httptools
 import httpx2 as httpx
 
 from gateway.answer import Answer, Fields, Interim
+from gateway.tls import ReadBuffer, TlsTransport
 
 Origin = tuple[str, str, int]
 
-READ_BYTES = 65_536
-# What does not fit into one buffer uvloop's TLS delivers a turn later, unless the peer's end is read before: then
-# never (sslproto.pyx, eof_received). So it gets room for a whole read, 256 KiB, and what the last one left over.
-TLS_READ_BYTES = 327_680
 # Bound on what is no body: interim answers and the head together, and later chunk extensions or trailers.
 HEAD_BYTES = 262_144
 # Looks at an upload in each time limit: silence is noticed later by one part of it at most.
 _LOOKS = 8
-
-
-class ReadBuffer:
-    """Where the event loop puts what it reads: filled and parsed within one callback, so one is enough."""
-
-    def __init__(self) -> None:
-        self.whole = memoryview(bytearray(TLS_READ_BYTES))
-        self.plain = self.whole[:READ_BYTES]
-
-    def holding(self, nbytes: int) -> memoryview:
-        if nbytes > len(self.whole):
-            self.whole = memoryview(bytearray(nbytes))
-            self.plain = self.whole[:READ_BYTES]
-        return self.whole
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -84,7 +67,6 @@ class Connection(asyncio.BufferedProtocol):
         # Looked up once by the parser: a piece of a body costs no Python call, nor does one of a reason phrase.
         self.on_body = self._pieces.append
         self.on_status = self._reasons.append
-        self._parser = httptools.HttpResponseParser(self)
 
     # One exchange
 
@@ -149,9 +131,9 @@ class Connection(asyncio.BufferedProtocol):
     # before the answer is read, and the event loop closes the socket on it. The kernel still has the answer.
 
     def _hold_socket(self) -> None:
-        """Keep the socket open past the event loop's closing of it; not under TLS, whose keys the loop has."""
-        sock = self._socket_transport.get_extra_info("socket")
-        if self._held_socket is None and sock is not None and self._transport is self._socket_transport:
+        """Keep the socket open past the event loop's closing of it."""
+        sock = self._transport.get_extra_info("socket")
+        if self._held_socket is None and sock is not None:
             with contextlib.suppress(OSError):  # no descriptor to spare: then it may be closed early
                 self._held_socket = socket.socket(fileno=os.dup(sock.fileno()))
 
@@ -161,21 +143,22 @@ class Connection(asyncio.BufferedProtocol):
             self._held_socket = None
 
     def _read_what_is_left(self) -> None:
+        reader = self._transport if isinstance(self._transport, TlsTransport) else self
         with contextlib.suppress(OSError):
             while self._answer is not None and self._held_socket is not None:
-                nbytes = self._held_socket.recv_into(self._buffer.plain)
+                nbytes = self._held_socket.recv_into(reader.get_buffer(-1))
                 if not nbytes:
                     return
-                self.buffer_updated(nbytes)
+                reader.buffer_updated(nbytes)
 
     # Flow control
 
     def pause_reading(self) -> None:
-        self._socket_transport.pause_reading()
+        self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self.usable:
-            self._socket_transport.resume_reading()
+            self._transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -217,9 +200,7 @@ class Connection(asyncio.BufferedProtocol):
     def _unsent_bytes(self) -> int:
         """Return what the upstream has yet to take, of what stands here and in the kernel."""
         waiting: int = self._transport.get_write_buffer_size()
-        if self._transport is not self._socket_transport:
-            waiting += self._socket_transport.get_write_buffer_size()
-        sock = self._socket_transport.get_extra_info("socket")
+        sock = self._transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             (in_kernel,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
             waiting += in_kernel
@@ -232,19 +213,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # From the event loop
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.use(transport, over=transport)
-
-    def use(self, transport: Any, *, over: Any) -> None:
-        """Write to the first, pause the second: under TLS they differ.
-
-        Pausing the TLS transport itself loses what it has decrypted when the peer closes (uvloop 0.23).
-        """
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._socket_transport = over
+        self._parser = httptools.HttpResponseParser(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer.plain if sizehint <= READ_BYTES else self._buffer.holding(sizehint)
+        return self._buffer.plain
 
     def buffer_updated(self, nbytes: int) -> None:
         answer = self._answer
@@ -252,7 +226,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             return
         try:
-            self._parser.feed_data(self._buffer.whole[:nbytes])
+            self._parser.feed_data(self._buffer.plain[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._reusable = False
             if not self._message_complete:

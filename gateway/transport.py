@@ -15,9 +15,10 @@ import ssl
 import httpx2 as httpx
 
 from gateway.answer import Answer
-from gateway.connect import check_open, open_socket, tls_context
-from gateway.connection import Connection, Origin, ReadBuffer
+from gateway.connect import open_socket, tls_context
+from gateway.connection import Connection, Origin
 from gateway.outgoing import OutgoingRequest
+from gateway.tls import ReadBuffer, attach
 
 __all__ = ["PooledTransport", "tls_context"]
 
@@ -133,21 +134,11 @@ class PooledTransport(httpx.AsyncBaseTransport):
             raise RuntimeError("the transport was closed")
         sock = await open_socket(host, port, proxy_url=self._proxy_url)
         connection = Connection(origin, buffer=self._buffer, on_free=self._keep, on_lost=self._forget)
-        loop = connection.loop
-        socket_transport, _ = await loop.create_connection(lambda: connection, sock=sock)
-        if scheme == "https":
-            try:
-                check_open(socket_transport)
-                # Not create_connection(ssl=...): it hides the socket's transport (see Connection.use).
-                transport = await loop.start_tls(
-                    socket_transport, connection, self._tls_context(), server_hostname=host
-                )
-            except BaseException as exc:
-                socket_transport.abort()
-                if isinstance(exc, OSError):
-                    raise httpx.ConnectError(f"no TLS with {host}:{port}: {exc}") from exc
-                raise
-            connection.use(transport, over=socket_transport)
+        context = self._tls_context() if scheme == "https" else None
+        try:
+            await attach(connection, sock, buffer=self._buffer, context=context, server_hostname=host)
+        except OSError as exc:
+            raise httpx.ConnectError(f"no TLS with {host}:{port}: {exc}") from exc
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:

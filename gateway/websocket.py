@@ -20,12 +20,12 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import OPEN, Protocol, Side
 
-from gateway.connect import check_open, open_socket
-from gateway.connection import READ_BYTES, ReadBuffer
+from gateway.connect import open_socket
 from gateway.errors import BadRequestError, UpstreamConnectionError, UpstreamProtocolError, UpstreamTimeoutError
 from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
 from gateway.handshake import Fields, HandshakeAnswer, agreed_subprotocol
 from gateway.outgoing import request_head
+from gateway.tls import ReadBuffer, attach
 
 # A connection that has said goodbye has this long to close.
 CLOSE_PATIENCE_S = 10.0
@@ -92,19 +92,9 @@ class Dialer:
         return connection
 
     async def _open(self, connection: UpstreamSocket) -> None:
-        loop = asyncio.get_running_loop()
         try:
             sock = await open_socket(self.host, self.port, proxy_url=self.proxy_url)
-            try:
-                plain, _ = await loop.create_connection(lambda: connection, sock=sock)
-            except BaseException:
-                sock.close()
-                raise
-            if self.ssl_context is not None:
-                check_open(plain)
-                # Not create_connection(ssl=...): it hides the socket's transport (see UpstreamSocket.use).
-                transport = await loop.start_tls(plain, connection, self.ssl_context, server_hostname=self.host)
-                connection.use(transport, over=plain)
+            await attach(connection, sock, buffer=self.buffer, context=self.ssl_context, server_hostname=self.host)
         except (httpx.TransportError, OSError) as exc:
             raise UpstreamConnectionError("The connection to the upstream failed.") from exc
 
@@ -137,7 +127,6 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         self._drained = asyncio.Event()
         self._owed_pong = b""
         self._transport: Any = None
-        self._socket_transport: Any = None
 
     @property
     def response(self) -> Response:
@@ -221,7 +210,7 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         self._waiting_bytes += len(message) + MESSAGE_OVERHEAD_BYTES
         if self._waiting_bytes > WAITING_BYTES and not self._reading_paused:
             self._reading_paused = True
-            self._socket_transport.pause_reading()
+            self._transport.pause_reading()
         self._wake_receiver()
 
     def _end(self) -> None:
@@ -270,8 +259,8 @@ class UpstreamSocket(asyncio.BufferedProtocol):
         if self._reading_paused:
             self._reading_paused = False
             self.keepalive.heard = True
-            if not self._socket_transport.is_closing():
-                self._socket_transport.resume_reading()
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -298,29 +287,19 @@ class UpstreamSocket(asyncio.BufferedProtocol):
                     self._transport.abort()
 
     def _unsent_bytes(self) -> int:
-        written: int = self._transport.get_write_buffer_size()
-        return written + int(self._socket_transport.get_write_buffer_size())
+        return int(self._transport.get_write_buffer_size())
 
     # From the event loop
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.use(transport, over=transport)
-
-    def use(self, transport: Any, *, over: Any) -> None:
-        """Write to the first, pause the second: under TLS they differ.
-
-        Pausing the TLS transport itself loses what it has decrypted when the peer closes (uvloop 0.23).
-        """
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._socket_transport = over
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        buffer = self._dialer.buffer
-        return buffer.plain if sizehint <= READ_BYTES else buffer.holding(sizehint)
+        return self._dialer.buffer.plain
 
     def buffer_updated(self, nbytes: int) -> None:
         self.keepalive.heard = True
-        data = bytes(self._dialer.buffer.whole[:nbytes])
+        data = bytes(self._dialer.buffer.plain[:nbytes])
         if self._handshake is not None:
             data = self._handshake_received(self._handshake, data)
         if data:

@@ -6,21 +6,24 @@ import asyncio
 import gc
 import itertools
 import socket
+import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+import trustme
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.answer import Answer, Interim
-from gateway.connection import Connection, ReadBuffer
+from gateway.connection import Connection
 from gateway.tests.calls import LEFT_WITHIN_S, call, fetch, read, request_to, signal_from, until
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
-from gateway.transport import PooledTransport
+from gateway.tls import ReadBuffer, TlsTransport
+from gateway.transport import PooledTransport, tls_context
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 ANSWERS = [
@@ -316,7 +319,8 @@ async def test_every_address_of_a_name_is_tried(transport: PooledTransport, upst
     await read(response)
 
 
-async def test_nothing_is_left_behind(upstream: FakeUpstream) -> None:
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_nothing_is_left_behind(is_tls: bool) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 1000
@@ -325,16 +329,16 @@ async def test_nothing_is_left_behind(upstream: FakeUpstream) -> None:
     async def early(exchange: Exchange) -> None:
         await exchange.read_some_body()
         await exchange.answer(status="413 Content Too Large")
-        await exchange.close()
+        exchange.abort()
 
     async def cut(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
         await exchange.close()
 
-    gc.collect()
-    gc.disable()
-    try:
-        transport = PooledTransport()
+    async def use(upstream: FakeUpstream, trusting: ssl.SSLContext) -> None:
+        with pytest.raises(httpx.ConnectError):
+            await fetch(PooledTransport(ssl_context=strict), stranger)
+        transport = PooledTransport(ssl_context=trusting)
         await fetch(transport, upstream)
         upstream.script = early
         await fetch(transport, upstream, method="POST", fields=[CHUNKED], body=endless())
@@ -345,7 +349,18 @@ async def test_nothing_is_left_behind(upstream: FakeUpstream) -> None:
         await transport.aclose()
         await until(lambda: upstream.open_connections == 0)
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-        left = [thing for thing in gc.get_objects() if issubclass(type(thing), (Connection, Answer))]
-        assert left == []
+
+    authority = trustme.CA()
+    server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trusting, strict = tls_context(extra_ca_file=None), tls_context(extra_ca_file=None)
+    authority.issue_cert("127.0.0.1").configure_cert(server_tls)
+    authority.configure_trust(trusting)
+    gc.collect()
+    gc.disable()
+    try:
+        with FakeUpstream(tls=server_tls if is_tls else None) as upstream, FakeUpstream(tls=server_tls) as stranger:
+            await use(upstream, trusting)
+        kinds = (Connection, Answer, TlsTransport)
+        assert [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)] == []
     finally:
         gc.enable()
