@@ -24,6 +24,7 @@ from gateway.errors import (
     UpstreamTimeoutError,
     error_event,
 )
+from gateway.head import head_of
 from gateway.outgoing import OutgoingRequest
 from gateway.passage import Passage
 from gateway.request_body import RequestBody, body_too_large
@@ -308,30 +309,8 @@ class Exchange:
             self._respond(reason)
 
     def _take_head(self, status: int, fields: wire.RawHeaders) -> None:
-        """Make the client's head of the upstream's."""
-        meter = self._meter
-        answer = wire.to_client(fields)
-        is_watched = meter.hold is not None and meter.hold.watches
-        if answer.content_encoding and (meter.seen.is_spliced or is_watched):
-            answer = self._unpacked(answer)
-        meter.take_head(status, answer)
-        headers = answer.headers
-        self._has_body = has_body = (
-            answer.body_bytes != 0 and status not in (204, 304) and self._scope["method"] != "HEAD"
-        )
-        if answer.is_event_stream and has_body and answer.body_bytes > 0:
-            # What goes out may be shorter by the usage event, or longer by an error event: it has no length yet.
-            headers = wire.without_length(headers)
-            answer = answer._replace(headers=headers)
-        if answer.content_type[:17].lower() == b"text/event-stream":
-            # A compressed one, too, which is no event stream here: a proxy in front must not hold it back.
-            headers.append((b"x-accel-buffering", b"no"))
-        headers.append((b"server-timing", self._server_timing()))
-        request_id = meter.request_id.encode()
-        headers.append((b"x-proxy-request-id", request_id))
-        if not answer.request_id:
-            headers.append((b"x-request-id", request_id))
-        self._answer = answer
+        head = head_of(status, fields, method=self._scope["method"], meter=self._meter)
+        self._answer, self._has_body, self._decoder = head
 
     def _take_whole(self) -> bool:
         """Take the body, and meter the answer, where the server can send both at once and all of it is here.
@@ -394,33 +373,12 @@ class Exchange:
             await self._send({"type": "http.response.trailers", "headers": trailers})
         await stream.aclose()
 
-    def _unpacked(self, answer: wire.ToClient) -> wire.ToClient:
-        """Return the head of a compressed event stream as it is once unpacked.
-
-        The usage event that this gateway asked for cannot be taken out of compressed bytes, nor can these be counted.
-        """
-        decoder = Decoder(answer.content_encoding)
-        if decoder.gave_up or answer.content_type[:17].lower() != b"text/event-stream":
-            return answer
-        self._decoder = decoder
-        headers = [pair for pair in wire.without_length(answer.headers) if pair[0].lower() != b"content-encoding"]
-        return answer._replace(headers=headers, is_event_stream=True, content_encoding=b"", body_bytes=-1)
-
     async def finish(self) -> None:
         """Meter the whole answer: the upstream has ended it, the client is about to hold it."""
         await self._meter.finish(self._outcome_at_end(), is_whole=True)
 
     def _outcome_at_end(self) -> Outcome:
         return "client_closed" if self.client_left_at else "completed"
-
-    def _server_timing(self) -> bytes:
-        """Return how long the gateway and the upstream took until the answer began, in milliseconds."""
-        # Not the loop's clock: uvloop's counts whole milliseconds.
-        meter = self._meter
-        # In whole numbers, which are quicker to write out.
-        own, own_rest = divmod(int((meter.asked_s - meter.started_s) * 1e5), 100)
-        upstream, upstream_rest = divmod(int((time.perf_counter() - meter.asked_s) * 1e5), 100)
-        return b"proxy;dur=%d.%02d, upstream;dur=%d.%02d" % (own, own_rest, upstream, upstream_rest)
 
     # Ends before the end
 

@@ -47,8 +47,9 @@ class EventAligner:
         elif len(waiting) <= self._max_waiting_bytes:
             return b""
         else:
-            self._is_in_parts = True
-            end = _whole_characters(waiting)
+            # The end of a line stays: with the next one it may be the end of the event.
+            end = len(waiting[: _whole_characters(waiting)].rstrip(b"\r\n"))
+            self._is_in_parts = self._is_in_parts or end > 0
         ready = bytes(waiting[:end])
         del waiting[:end]
         self._may_want_lf = not waiting and ready.endswith(b"\r")

@@ -70,6 +70,17 @@ def test_an_event_beyond_the_bound_goes_out_in_parts_of_whole_characters() -> No
     assert aligner.feed(character[2:] + b"\n\n").decode() == "好\n\n"
 
 
+@pytest.mark.parametrize("end", EVENT_ENDS)
+def test_the_end_of_such_an_event_is_seen_wherever_the_bound_falls(end: bytes) -> None:
+    for bound in range(4, 12):
+        event = b"data: 1" + end
+        aligner = EventAligner(bound)
+        sent = [aligner.feed(event[at : at + 1]) for at in range(len(event))]
+        assert b"".join(sent) == event
+        assert not aligner.is_inside_event
+        assert aligner.feed(b"data: 2" + end) == b"data: 2" + end
+
+
 @given(st.integers(0, 3), st.integers(1, 60), st.lists(st.integers(0, 120), max_size=6), st.integers(1, 40))
 def test_who_ends_inside_an_event_is_known_to_however_much_of_it_has_gone_out(
     whole: int, size: int, cuts: list[int], bound: int
@@ -80,7 +91,6 @@ def test_who_ends_inside_an_event_is_known_to_however_much_of_it_has_gone_out(
         aligner.feed(stream[start:end])
     assert aligner.is_inside_event
     aligner.feed(b"\n\n")
-    aligner.feed(b"data: 2\n\n")
     assert not aligner.is_inside_event
 
 
