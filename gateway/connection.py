@@ -12,6 +12,7 @@ import fcntl
 import math
 import os
 import socket
+import ssl
 import struct
 import termios
 from collections.abc import Callable, Coroutine
@@ -125,7 +126,10 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def usable(self) -> bool:
-        return not self.closed and not self._transport.is_closing()
+        return not (self.closed or self._has_goodbye() or self._transport.is_closing())
+
+    def _has_goodbye(self) -> bool:
+        return self._tls is not None and self._tls.said_goodbye
 
     # An answer that comes with a reset: the upstream refuses an upload and closes at once. A write may then fail
     # before the answer is read, and the event loop closes the socket on it. The kernel still has the answer.
@@ -143,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
             self._held_socket = None
 
     def _read_what_is_left(self) -> None:
-        reader = self._transport if isinstance(self._transport, TlsTransport) else self
+        reader = self._tls or self
         with contextlib.suppress(OSError):
             while self._answer is not None and self._held_socket is not None:
                 nbytes = self._held_socket.recv_into(reader.get_buffer(-1))
@@ -215,6 +219,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._tls = transport if isinstance(transport, TlsTransport) else None
         self._parser = httptools.HttpResponseParser(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -250,10 +255,10 @@ class Connection(asyncio.BufferedProtocol):
         answer.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
+        if exc is not None and not isinstance(exc, ssl.SSLError):  # behind a broken record nothing can be read
             self._read_what_is_left()
         answer = self._answer
-        if answer is not None and exc is None and answer.ends_with_line:
+        if answer is not None and (exc is None or self._has_goodbye()) and answer.ends_with_line:
             # Over TLS this holds without a close_notify too: many servers never send one.
             self._reusable = False
             self._complete(answer)

@@ -137,7 +137,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         context = self._tls_context() if scheme == "https" else None
         try:
             await attach(connection, sock, buffer=self._buffer, context=context, server_hostname=host)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             raise httpx.ConnectError(f"no TLS with {host}:{port}: {exc}") from exc
         return connection
 

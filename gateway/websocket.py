@@ -95,7 +95,7 @@ class Dialer:
         try:
             sock = await open_socket(self.host, self.port, proxy_url=self.proxy_url)
             await attach(connection, sock, buffer=self.buffer, context=self.ssl_context, server_hostname=self.host)
-        except (httpx.TransportError, OSError) as exc:
+        except (httpx.TransportError, OSError, ValueError) as exc:
             raise UpstreamConnectionError("The connection to the upstream failed.") from exc
 
 

@@ -7,6 +7,8 @@ import contextlib
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +35,19 @@ from gateway.transport import PooledTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"  # of an answer that ends with its connection
 
+FORGED = b"\x17\x03\x03\x00\x40" + b"forged!!" * 8
+MOST_SENT = 400_000_000
+FLOOD = f"""
+import contextlib, os, signal
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+os.set_blocking(0, True)
+sent, block = 0, {FORGED!r} + b"x" * (1 << 20)
+with contextlib.suppress(OSError):
+    while sent < {MOST_SENT}:
+        sent += os.write(0, block)
+print(sent)
+"""
+
 
 class Line:
     """The server's side of one TLS connection, whose bytes a test may hold in its hands; blocking."""
@@ -52,7 +67,7 @@ class Line:
 
     def say_goodbye(self) -> None:
         """Send a close_notify, and leave the connection open."""
-        with contextlib.suppress(ssl.SSLWantReadError):
+        with contextlib.suppress(ssl.SSLError):  # which waits for the other side's, or finds more of its data
             self.tls.unwrap()
         self.send(b"")
 
@@ -273,7 +288,7 @@ class TestTls:
     ) -> None:
         def act(line: Line) -> None:
             line.send(HEAD + b"what was said")
-            line.sock.sendall(b"\x17\x03\x03\x00\x40" + b"forged!!" * 8)
+            line.sock.sendall(FORGED)
             line.wait_until_left()
 
         with serving(server_tls, act) as (url, done):
@@ -323,3 +338,35 @@ class TestTls:
             assert isinstance(transport, PooledTransport)
             await until(lambda: transport.busy == 0)
             thread.join(PATIENCE_S)
+
+    async def test_a_refusal_that_ends_with_a_goodbye_arrives_though_a_reset_is_right_behind_it(
+        self, ours: httpx.AsyncBaseTransport, make_transport: MakeTransport, ca_file: str, server_tls: ssl.SSLContext
+    ) -> None:
+        def act(line: Line) -> None:
+            line.sock.recv(1)
+            line.send(b"HTTP/1.1 413 Content Too Large\r\n\r\nto the end")
+            line.say_goodbye()  # closed with bytes unread: that is a reset
+
+        for _ in range(5):
+            with serving(server_tls, act) as (url, _):
+                request = request_to(url, method="POST", fields=[CHUNKED], body=endless())
+                response = await make_transport(extra_ca_file=ca_file).handle_async_request(request)
+                assert (response.status_code, await read(response)) == (413, b"to the end")
+
+    async def test_nothing_is_read_behind_a_forged_record(
+        self, ours: httpx.AsyncBaseTransport, make_transport: MakeTransport, ca_file: str, server_tls: ssl.SSLContext
+    ) -> None:
+        sent: list[int] = []
+
+        def act(line: Line) -> None:
+            line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            # A process of its own, which is never slower than who reads.
+            flood = subprocess.run([sys.executable, "-c", FLOOD], stdin=line.sock, capture_output=True, check=True)
+            sent.append(int(flood.stdout))
+
+        with serving(server_tls, act) as (url, done):
+            request = request_to(url, method="POST", body=b"x" * 100_000)
+            with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+                await make_transport(extra_ca_file=ca_file).handle_async_request(request)
+            assert await asyncio.to_thread(done.wait, PATIENCE_S)
+        assert sent[0] < MOST_SENT // 16
