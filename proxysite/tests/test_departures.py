@@ -41,8 +41,9 @@ def test_a_client_that_leaves_behind_a_large_pipelined_body_is_noticed(
 
     upstream.script = script
     client = RawClient(own_proxy)
-    client.send(WAITING + UPLOAD % BODY_BYTES + b"x" * BODY_BYTES)
+    client.send(WAITING + UPLOAD % (64 << 20))
     assert asked.wait_in_thread()
+    send_until_it_stays_unread(client, own_proxy)
     left_at = time.monotonic()
     leave(client, how)
     upstream.signals.get(timeout=PATIENCE_S)
