@@ -27,6 +27,8 @@ Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | tuple[int, by
 def tls_context(*, extra_ca_file: str | None) -> ssl.SSLContext:
     """Return a verifying client context: the system's roots, plus those in a PEM file; ALPN http/1.1.
 
+    The upstream may not renegotiate (TLS 1.2): `gateway.tls` writes whenever it likes.
+
     Errors: OSError or ssl.SSLError when the file is not there or holds no certificate.
     """
     context = ssl.create_default_context()

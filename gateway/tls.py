@@ -1,7 +1,7 @@
 """TLS to an upstream: OpenSSL between the transport of a socket and the protocol that reads from it and writes to it.
 
-The event loop's own (uvloop 0.23) costs more for every event passed on, and loses what it has decrypted where the
-protocol pauses it, or where the protocol's buffer is small and the peer closes.
+The event loop's own (uvloop 0.23) takes a broken record for the end of the connection, and loses what it has decrypted
+where it is paused, or where the protocol's buffer is small and the peer closes (sslproto.pyx, eof_received).
 """
 
 from __future__ import annotations

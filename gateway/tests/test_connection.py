@@ -360,6 +360,7 @@ async def test_nothing_is_left_behind(is_tls: bool) -> None:
     try:
         with FakeUpstream(tls=server_tls if is_tls else None) as upstream, FakeUpstream(tls=server_tls) as stranger:
             await use(upstream, trusting)
+            assert upstream.failures == []
         kinds = (Connection, Answer, TlsTransport)
         assert [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)] == []
     finally:

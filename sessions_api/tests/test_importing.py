@@ -33,7 +33,7 @@ from sessions_api.tests.conversations import (
     stored,
     take_turn,
 )
-from sessions_api.tests.test_sessions import BEARER, ENGLISH, address, failed, told
+from sessions_api.tests.session_calls import BEARER, ENGLISH, address, failed, told
 from sessions_api.tests.test_turns import assert_sums_are_right
 from sessions_api.turns import SessionBusyError, TurnLostError
 

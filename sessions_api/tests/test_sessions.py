@@ -8,10 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
-from urllib.parse import quote
 
-import httpx2 as httpx
 import pytest
 from django.db import connection
 from django.test import Client
@@ -31,38 +28,7 @@ from sessions_api.tests.conversations import (
     stored,
     take_turn,
 )
-
-BEARER = {"Authorization": f"Bearer {API_KEY}"}
-STRANGER = {"Authorization": "Bearer sk-somebody-else-0123456789"}
-ENGLISH = {"Accept-Language": "en"}
-NOT_FOUND = {"code": 404, "message": "会话不存在或已过期", "data": None}
-
-
-def told(answer: httpx.Response) -> Any:
-    """Return the data of a success."""
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    assert (body["code"], body["message"]) == (200, "执行成功")
-    assert answer.headers["content-type"] == "application/json; charset=utf-8"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["access-control-allow-origin"] == "*"
-    return body["data"]
-
-
-def failed(answer: httpx.Response) -> tuple[int, str]:
-    """Return status and English message of a failure."""
-    body = answer.json()
-    assert body == {"code": answer.status_code, "message": body["message"], "data": None}
-    assert answer.headers["access-control-allow-origin"] == "*"
-    return answer.status_code, body["message"]
-
-
-def address(session: str, action: str = "") -> str:
-    return f"/pro/sessions/{quote(session, safe='')}{action}"
-
-
-def names(proxy: LiveProxy, headers: dict[str, str] | None = None) -> list[str]:
-    return [session["sessionId"] for session in told(proxy.get("/pro/sessions", headers=headers or BEARER))["sessions"]]
+from sessions_api.tests.session_calls import BEARER, ENGLISH, NOT_FOUND, STRANGER, address, failed, names, told
 
 
 def moment(text: str) -> dt.datetime:
@@ -269,69 +235,6 @@ def test_a_session_deleted_during_a_turn_stays_deleted(
         [(None, None)],
     )
     assert say(chat_proxy, "next").json()["data"] == "1: next!"
-
-
-# Names of sessions
-
-HOSTILE = [
-    "a/b",
-    "/",
-    "//",
-    "import",
-    "x/import",
-    "x/export",
-    "%41",
-    "a%2Fb",
-    "?x=1#y",
-    "密码 🙂",
-    "' OR 1=1 --",
-    "a\\b;c",
-    " ",
-    "+",
-    "...",
-    "\u202e\u2028",
-    "<script>",
-    "é" * 64,
-    "🙂" * 64,
-]
-
-
-@pytest.mark.parametrize("session", HOSTILE)
-def test_any_name_that_chat_takes_is_found_again(chat_proxy: LiveProxy, session: str) -> None:
-    assert say(chat_proxy, "hello", session=session).status_code == 200
-    assert names(chat_proxy) == [session]
-    assert told(chat_proxy.get(address(session), headers=BEARER))["sessionId"] == session
-    assert told(chat_proxy.get(address(session, "/export"), headers=BEARER))["messages"][0]["content"] == "hello"
-    assert told(chat_proxy.request("DELETE", address(session), headers=BEARER)) == {"deleted": 1}
-    assert stored(chat_proxy) == EMPTY
-
-
-@pytest.mark.parametrize(
-    ("segment", "message"),
-    [
-        ("a" * 65, "sessionId must have 1 to 64 characters."),
-        (quote("🙂" * 65), "sessionId must have 1 to 64 characters."),
-        ("%00", "sessionId holds characters that are not allowed."),
-        ("a%0Ab", "sessionId holds characters that are not allowed."),
-        ("%C2%85", "sessionId holds characters that are not allowed."),
-        ("%FF", "sessionId holds characters that are not allowed."),
-        ("%ED%A0%80", "sessionId holds characters that are not allowed."),
-    ],
-)
-def test_what_no_session_can_be_called_is_refused(chat_proxy: LiveProxy, segment: str, message: str) -> None:
-    for method, action in (("GET", ""), ("DELETE", ""), ("GET", "/export"), ("POST", "/import")):
-        headers = BEARER | ENGLISH
-        if method == "POST":
-            headers |= {"Authorization": "Bearer sk-sandbox"}
-        answer = chat_proxy.request(method, f"/pro/sessions/{segment}{action}", headers=headers)
-        assert failed(answer) == (400, message)
-
-
-@pytest.mark.parametrize("path", ["/pro/sessions/", "/pro/sessions//", "/pro/sessions/s/", "/pro/sessions/s/other"])
-def test_other_addresses_are_nothing(chat_proxy: LiveProxy, path: str) -> None:
-    say(chat_proxy, "hello")
-    assert chat_proxy.get(path, headers=BEARER).json() == NOT_FOUND
-    assert names(chat_proxy) == ["s"]
 
 
 # Who may ask, how, and how often

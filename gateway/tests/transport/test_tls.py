@@ -324,7 +324,7 @@ class TestTls:
                     sealed_in.write(sock.recv(65536))
                     with contextlib.suppress(ssl.SSLWantReadError):
                         tls.do_handshake()
-                    # Of TLS 1.3 this is all that a client needs to begin: it hears of the end in the same turn.
+                    # Of TLS 1.3 this is all that a client needs to begin.
                     sock.sendall(sealed_out.read())
 
         with socket.create_server(("127.0.0.1", 0)) as server:
