@@ -36,13 +36,14 @@ PERIODS = (Period("24h", hours=24), Period("7d", days=7), Period("90d", days=90)
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What some requests come to. Averages and shares are None where there was no request."""
+    """What some requests come to. Averages and shares are None where there was nothing to take them of."""
 
     requests: int = 0
     errors: int = 0
     unpriced_requests: int = 0
     tokens: int = 0
     cost_usd: Decimal = _NOTHING
+    begun_streams: int = 0
     first_byte_ms_sum: int = 0
     proxy_us_sum: int = 0
 
@@ -65,7 +66,7 @@ class Total:
 
     @property
     def first_byte_ms(self) -> float | None:
-        return self.first_byte_ms_sum / self.requests if self.requests else None
+        return self.first_byte_ms_sum / self.begun_streams if self.begun_streams else None
 
     @property
     def added_ms(self) -> float | None:

@@ -44,7 +44,8 @@ class UsageEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     `id` is unique for all time and sorts by time; recording an event twice adds nothing.
     `key_fingerprint` is HMAC-SHA256(pepper, key) in hex, "" where no key was sent; `endpoint` is a route of
-    OpenAI's, such as `/v1/chat/completions` or `/v1/files/{file_id}`, or "other".
+    OpenAI's, such as `/v1/chat/completions` or `/v1/files/{file_id}`, or "other". `first_byte_ms` is 0 where no byte of
+    an answer came, else 1 at least.
     """
 
     id: str

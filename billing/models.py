@@ -271,7 +271,7 @@ class UsageRecord(Quantities):
 class UsageDay(Quantities):
     """What one key used on one UTC day with one model at one endpoint: derived from the records.
 
-    The sums of times are there for averages: divide them by `requests`.
+    The sums of times are there for averages: divide that of the first byte by `begun_streams`, our own by `requests`.
     """
 
     key = models.ForeignKey(
@@ -284,6 +284,7 @@ class UsageDay(Quantities):
     errors = models.BigIntegerField(_("errors"), default=0)
     unpriced_requests = models.BigIntegerField(_("unpriced requests"), default=0)
     cost_usd = UsdField(_("cost in USD"), default=Decimal(0))
+    begun_streams = models.BigIntegerField(_("streams that began"), default=0, db_default=0)
     first_byte_ms_sum = models.BigIntegerField(_("sum of ms to the first byte"), default=0)
     proxy_us_sum = models.BigIntegerField(_("sum of our own µs"), default=0)
 
@@ -313,6 +314,7 @@ class Tally(models.Model):
     unpriced_requests = models.BigIntegerField(_("unpriced requests"), default=0)
     tokens = models.BigIntegerField(_("tokens"), default=0)
     cost_usd = UsdField(_("cost in USD"), default=Decimal(0))
+    begun_streams = models.BigIntegerField(_("streams that began"), default=0, db_default=0)
     first_byte_ms_sum = models.BigIntegerField(_("sum of ms to the first byte"), default=0)
     proxy_us_sum = models.BigIntegerField(_("sum of our own µs"), default=0)
 

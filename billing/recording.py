@@ -178,13 +178,14 @@ def _give_default_grant(key: ApiKey, first_used_at: dt.datetime) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Rows that differ in their own columns only, all of one group of the roll-ups and all failed or all not.
+    """Rows that differ in their own columns only: of one group of the roll-ups, failed or not, streams or not.
 
     `shared` is what they have in common, in the order of _SHARED.
     """
 
     group: Group
     is_error: bool
+    is_stream: bool
     shared: Row
     rows: list[Row]
 
@@ -303,7 +304,7 @@ class _Writer:
         )
         group = Group(self._key_id, second.day, second.hour, model, kind.endpoint)
         is_error = rows.is_error(status=kind.status, outcome=kind.outcome)
-        sheet = Sheet(group, is_error, (*self._shared, second.day_text, *labels), [])
+        sheet = Sheet(group, is_error, kind.is_stream, (*self._shared, second.day_text, *labels), [])
         self.sheets.append(sheet)
         return sheet
 
@@ -392,12 +393,13 @@ def _increments(found: Iterable[Sheet]) -> Increments:
         if not sheet.rows:
             continue
         _ids, *columns = zip(*sheet.rows, strict=True)
-        costs = columns[_COST]
-        *quantities, first_byte_ms, proxy_us = map(sum, columns[:_COST])
-        quantities += [0] * (len(QUANTITIES) - len(quantities))
+        *quantities, first_byte_ms, proxy_us, costs = columns[: _COST + 1]
+        sums = list(map(sum, quantities))
+        sums += [0] * (len(QUANTITIES) - len(sums))
         requests, unpriced = len(costs), costs.count(None)
-        cost_units = sum(filter(None, costs))
-        sums = [*quantities, requests, requests * sheet.is_error, unpriced, cost_units, first_byte_ms, proxy_us]
+        sums += [requests, requests * sheet.is_error, unpriced, sum(filter(None, costs))]
+        sums += [requests - first_byte_ms.count(0), sum(first_byte_ms)] if sheet.is_stream else [0, 0]
+        sums.append(sum(proxy_us))
         known = increments.get(sheet.group)
         increments[sheet.group] = sums if known is None else list(map(operator.add, sums, known))
     return increments

@@ -26,6 +26,7 @@ SUMS = (
     "errors",
     "unpriced_requests",
     "cost_usd",
+    "begun_streams",
     "first_byte_ms_sum",
     "proxy_us_sum",
 )
@@ -41,7 +42,7 @@ TOKENS = (
     "cached_image_input_tokens",
     "image_output_tokens",
 )
-_COPIED = ("requests", "errors", "unpriced_requests", "cost_usd", "first_byte_ms_sum", "proxy_us_sum")
+_COPIED = ("requests", "errors", "unpriced_requests", "cost_usd", "begun_streams", "first_byte_ms_sum", "proxy_us_sum")
 TALLIES = (*_COPIED, "tokens")
 _TALLY_PLACES = tuple(map(SUMS.index, _COPIED))
 _TOKEN_PLACES = tuple(map(SUMS.index, TOKENS))
@@ -178,6 +179,8 @@ _ROLLED_MODEL = Case(
 )
 # The same as rows.is_error.
 _IS_ERROR = Q(status__gte=400) | Q(outcome__in=["upstream_error", "timeout", "refused"])
+# What comes as a whole begins when it is done, and what failed before its first byte (0) not at all.
+_HAS_BEGUN = Q(is_stream=True, first_byte_ms__gt=0)
 # In the order of SUMS, under names that no column has.
 _AGGREGATES: dict[str, Any] = {
     **{f"total_{name}": WideSum(name) for name in QUANTITIES},
@@ -185,7 +188,8 @@ _AGGREGATES: dict[str, Any] = {
     "total_errors": Count("pk", filter=_IS_ERROR),
     "total_unpriced_requests": Count("pk", filter=Q(pricing=Pricing.UNPRICED)),
     "total_cost_usd": Coalesce(WideSum("cost_usd"), Value(0, output_field=UsdField())),
-    "total_first_byte_ms_sum": WideSum("first_byte_ms"),
+    "total_begun_streams": Count("pk", filter=_HAS_BEGUN),
+    "total_first_byte_ms_sum": WideSum(Case(When(_HAS_BEGUN, then="first_byte_ms"), default=0)),
     "total_proxy_us_sum": WideSum("proxy_us"),
 }
 _TOKENS: Any = WideSum(functools.reduce(operator.add, map(F, TOKENS)))

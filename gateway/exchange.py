@@ -62,7 +62,7 @@ class Exchange:
     _decoder: Decoder | None = None
     _head_sent = False
     _ended = False
-    client_left_at = 0.0  # of the loop's clock, where the upstream is read on for nobody
+    has_lost_client = False  # and the upstream is read on for nobody
     _interims = 0
     _drains_until_byte: float = math.inf
     _waiting_for_client = True
@@ -378,7 +378,7 @@ class Exchange:
         await self._meter.finish(self._outcome_at_end(), is_whole=True)
 
     def _outcome_at_end(self) -> Outcome:
-        return "client_closed" if self.client_left_at else "completed"
+        return "client_closed" if self.has_lost_client else "completed"
 
     # Ends before the end
 
@@ -415,19 +415,18 @@ class Exchange:
         self._scope["on_disconnect"](self._client_left)
 
     def _client_left(self) -> None:
-        limits = self.limits
-        if limits.drain_timeout_s and self._meter.tells_usage_at_its_end():
+        reads_on_s = self._meter.worth_reading_on_s(self.limits.drain_timeout_s)
+        if reads_on_s:
             # Whatever is sent from now on goes nowhere; the upstream is read on for the usage that it reports.
-            self.client_left_at = self.loop.time()
-            self._drains_until_byte = self._meter.response_bytes + limits.drain_max_bytes
+            self.has_lost_client = True
+            self._drains_until_byte = self._meter.response_bytes + self.limits.drain_max_bytes
+            self.loop.call_later(reads_on_s, self.give_up)
         else:
             self._cancel(ClientLeftError())
 
     def is_overdue(self, now: float) -> bool:
-        """Return whether somebody was silent for too long, or an answer has been read for long enough for nobody."""
-        if not self.client_left_at:
-            return self.deadline <= now
-        return now - self.client_left_at >= self.limits.drain_timeout_s
+        """Return whether somebody was silent for too long; an answer that is read for nobody has a time of its own."""
+        return self.deadline <= now and not self.has_lost_client
 
     def check_drain(self) -> None:
         """Raise ClientLeftError where enough was read for a client that has left."""
@@ -440,7 +439,7 @@ class Exchange:
 
     def give_up(self) -> None:
         """Cancel this exchange: its deadline has passed."""
-        if self.client_left_at:
+        if self.has_lost_client:
             self._cancel(ClientLeftError())
         elif self._waiting_for_client:
             self._cancel(RequestTimeoutError("The request body stopped coming."))

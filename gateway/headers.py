@@ -38,22 +38,38 @@ _NOT_TO_UPSTREAM = _HOP_BY_HOP | frozenset(
 _NAMES_THE_CLIENT = frozenset(
     (
         b"forwarded",
+        b"forwarded-for",
         b"via",
+        b"remote-addr",
+        b"x-remote-addr",
+        b"x-remote-ip",
         b"x-real-ip",
         b"x-client-ip",
         b"x-cluster-client-ip",
         b"x-original-forwarded-for",
+        b"x-originating-ip",
+        b"x-proxyuser-ip",
+        b"proxy-client-ip",
+        b"wl-proxy-client-ip",
         b"x-envoy-external-address",
         b"x-azure-clientip",
+        b"x-azure-socketip",
         b"x-appengine-user-ip",
+        b"x-nf-client-connection-ip",
+        b"x-sucuri-clientip",
+        b"ali-cdn-real-ip",
+        b"cdn-src-ip",
+        b"do-connecting-ip",
         b"fastly-client-ip",
         b"fly-client-ip",
+        b"fly-forwarded-for",
+        b"incap-client-ip",
         b"true-client-ip",
         b"client-ip",
         b"cdn-loop",
     )
 )
-_NAMES_THE_CLIENT_PREFIXES = (b"x-forwarded-", b"cf-")
+_NAMES_THE_CLIENT_PREFIXES = (b"x-forwarded", b"cf-", b"cloudfront-viewer-", b"x-vercel-")
 _WEBSOCKET_HANDSHAKE = b"sec-websocket-"
 _NOT_TO_CLIENT = _HOP_BY_HOP | frozenset((b"set-cookie", b"set-cookie2", b"strict-transport-security", b"alt-svc"))
 _CORS_PREFIX = b"access-control-"

@@ -93,7 +93,7 @@ class Passage:
         What has to be waited for is left to the task: a client that does not read, or has left, and the end.
         """
         shortcuts, aligner, meter = self._shortcuts, self._aligner, self._meter
-        if shortcuts is None or aligner is None or self._exchange.client_left_at or shortcuts.is_clogged():
+        if shortcuts is None or aligner is None or self._exchange.has_lost_client or shortcuts.is_clogged():
             return False
         meter.feed(chunk)
         events = aligner.feed(chunk)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.metering")
 
+_MOMENT_S = 0.5
 _READ_ON = (*ESTIMATED, Meter.IMAGES, Meter.TRANSCRIPTION, Meter.TRANSLATION, Meter.RUNS)
 # What stands in the last event of a stream, which a client may take for the end.
 _DONE = b"[DONE]"
@@ -112,6 +113,9 @@ class RequestMeter:
             self._reader = reader_for(self.endpoint, answer.content_type)
         if self._reader is not None and answer.content_encoding:
             self._decoder = Decoder(answer.content_encoding)
+        if self.endpoint.meter is Meter.IMAGES and isinstance(self._reader, SseReader):
+            facts = self.seen.facts_at_end()
+            self._reader.images_asked = facts.choices if facts else 1
         if self.seen.is_spliced and answer.is_event_stream:
             self._remover = UsageEventRemover()
 
@@ -149,9 +153,18 @@ class RequestMeter:
 
     # The end
 
-    def tells_usage_at_its_end(self) -> bool:
-        """Return whether it may be worth reading the answer on, for usage that the upstream has yet to say."""
-        return self.is_sent and not self.is_finished and self.endpoint.meter in _READ_ON
+    def worth_reading_on_s(self, most_s: float) -> float:
+        """Return for how long to read the answer on for nobody, for usage that the upstream has yet to say.
+
+        That is `most_s` at most, but for a moment where nothing else is missing: to leave then shall save nobody money.
+        """
+        if not self.is_sent or self.is_finished or self.endpoint.meter not in _READ_ON:
+            return 0.0
+        return most_s or (_MOMENT_S if self._tells_usage_soon() else 0.0)
+
+    def _tells_usage_soon(self) -> bool:
+        is_asked = self.seen.is_spliced or self.seen.known_facts().includes_usage
+        return is_asked and isinstance(self._reader, SseReader) and self._reader.is_finishing()
 
     async def finish(self, outcome: Outcome, *, status: int | None = None, is_whole: bool = False) -> None:
         """Say what the request used. Before the client can hold the whole answer: what it saw is then on disk."""
@@ -232,7 +245,11 @@ class RequestMeter:
 
     def _is_to_be_estimated(self, outcome: Outcome, reading: Reading) -> bool:
         is_seen = self.seen.body is not None or self.seen.long_body is not None
-        return is_seen and self._may_have_used(outcome) and not self._goes_on(reading)
+        return is_seen and self._may_have_used(outcome) and not (self._goes_on(reading) or self._has_failed(reading))
+
+    def _has_failed(self, reading: Reading) -> bool:
+        """Return whether the answer is nothing but a failure, for which no upstream asks money."""
+        return reading.has_failed and self._reader is not None and not self._reader.output_sample().text
 
     def _goes_on(self, reading: Reading) -> bool:
         """Return whether the response is made in the background: what it used is told to whoever asks for it later.
@@ -282,7 +299,7 @@ class RequestMeter:
             usage=usage,
             upstream_request_id=self.upstream_request_id,
             # Not by `round`, which takes ten times as long.
-            first_byte_ms=int((self.first_byte_s - started_s) * 1000 + 0.5) if self.first_byte_s else 0,
+            first_byte_ms=int((self.first_byte_s - started_s) * 1000 + 0.5) or 1 if self.first_byte_s else 0,
             duration_ms=int((now_s - started_s) * 1000 + 0.5),
             proxy_ms=int((self.asked_s - started_s) * 1e6 + 0.5) / 1000 if self.asked_s else 0.0,
             request_bytes=self.seen.size_bytes,

@@ -19,7 +19,7 @@ _MEMBER = b'"stream_options":{"include_usage":true},'
 _STREAM = b'"stream"'
 _USAGE = b'"usage"'
 _BOM = b"\xef\xbb\xbf"
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\n\r")
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\r\n", b"\n\r")
 _LF_OF_AN_END = b"\n"  # whose CR has gone out before
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 # Null usage with nothing but plain members between it and the end of the only event: so it is a member of the

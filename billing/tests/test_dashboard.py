@@ -38,7 +38,8 @@ def test_today_stands_beside_yesterday_at_the_same_time() -> None:
 
 
 def test_averages_and_shares_are_those_of_the_requests() -> None:
-    record_events([event(first_byte_ms=100, proxy_ms=1.0), event(first_byte_ms=300, proxy_ms=2.0, status=500)])
+    one = event(first_byte_ms=100, proxy_ms=1.0, is_stream=True)
+    record_events([one, event(first_byte_ms=300, proxy_ms=2.0, status=500, is_stream=True)])
     total = dashboard.today(NOW).so_far
     assert (total.first_byte_ms, total.added_ms, total.error_rate) == (200, 1.5, 0.5)
     assert (Total().first_byte_ms, Total().added_ms, Total().error_rate) == (None, None, None)

@@ -7,12 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 from django.db import connection
+from django.db.models import Sum
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from billing import rows
+from billing import dashboard, rows
 from billing.events import Usage, UsageEvent
 from billing.models import ApiKey, Grant, KeyDay, ModelPrice, Pricing, UsageDay, UsageHour, UsageRecord
 from billing.pricing import MAX_QUANTITY
@@ -43,10 +44,20 @@ def test_an_event_becomes_a_record_with_its_price_and_a_day() -> None:
     day = UsageDay.objects.get()
     assert (day.key_id, day.day, day.model, day.endpoint) == (record.key_id, NOW.date(), one.model, one.endpoint)
     assert (day.requests, day.errors, day.input_tokens, day.audio_ms) == (1, 0, 10, 1500)
-    assert (day.first_byte_ms_sum, day.proxy_us_sum) == (120, 250)
+    assert (day.begun_streams, day.first_byte_ms_sum, day.proxy_us_sum) == (1, 120, 250)
     for total in (KeyDay.objects.get(key=record.key), UsageHour.objects.get(hour=NOW.hour, model=one.model)):
         assert (total.day, total.requests, total.errors, total.tokens) == (NOW.date(), 1, 0, 10)
         assert (total.cost_usd, total.first_byte_ms_sum, total.proxy_us_sum) == (0, 120, 250)
+
+
+def test_only_streams_that_began_count_for_the_time_to_the_first_byte() -> None:
+    failed = event(is_stream=True, status=502, outcome="upstream_error", first_byte_ms=0)
+    record_events([event(is_stream=True, first_byte_ms=120), failed, event(is_stream=False, first_byte_ms=900)])
+    for days in (UsageDay, UsageHour, KeyDay):
+        begun = days.objects.aggregate(streams=Sum("begun_streams"), ms=Sum("first_byte_ms_sum"))
+        assert (begun["streams"], begun["ms"]) == (1, 120)
+    total = sum((point.total for point in dashboard.series(dashboard.PERIODS[0], NOW)), dashboard.Total())
+    assert (total.requests, total.first_byte_ms) == (3, 120)
 
 
 def test_a_known_model_is_priced_by_the_list_and_says_which() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing.events import OUTCOMES, USAGE_SOURCES, Usage, UsageEvent
 from billing.models import UsageDay, UsageRecord
-from billing.rollups import Group, add_to_rollups
+from billing.rollups import SUMS, Group, add_to_rollups
 from billing.services import rebuild_usage_days, record_events
 from billing.tests.recorded import day_rows
 from billing.tests.samples import NOW, event
@@ -51,7 +51,7 @@ def test_rebuilt_days_equal_those_that_grew(events: list[UsageEvent], batch: int
         for start in range(0, len(given_twice), batch):
             record_events(given_twice[start : start + batch])
         grown = day_rows()
-        add_to_rollups({Group(None, NOW.date(), 12, "wrong", "wrong"): [7] * 20})
+        add_to_rollups({Group(None, NOW.date(), 12, "wrong", "wrong"): [7] * len(SUMS)})
         rebuild_usage_days(NOW.date(), NOW.date() + dt.timedelta(days=3))
         assert day_rows() == grown
         assert UsageRecord.objects.count() == len(events) == sum(UsageDay.objects.values_list("requests", flat=True))

@@ -49,6 +49,13 @@ def client_names(headers: wire.RawHeaders) -> list[bytes]:
         "true-client-ip",
         "x-client-ip",
         "cdn-loop",
+        "x-forwarded",
+        "forwarded-for",
+        "remote-addr",
+        "x-originating-ip",
+        "cloudfront-viewer-address",
+        "x-vercel-forwarded-for",
+        "do-connecting-ip",
     ],
 )
 def test_a_field_that_is_no_business_of_the_upstream_stays_here(name: str) -> None:

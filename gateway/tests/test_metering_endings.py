@@ -168,6 +168,49 @@ def test_no_more_is_read_on_for_a_client_that_has_left_than_allowed(upstream: Fa
     assert 100_000 < read < 1_000_000
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_who_leaves_when_only_the_usage_is_missing_saves_nothing(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, asks: bool
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        finished = chunk("Yes", choices=[{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}])
+        await exchange.events(finished, done=False)
+        upstream.signals.put("finished")
+        await left.wait()
+        await exchange.events(chunk(usage=USAGE, choices=[]))
+        await exchange.end_stream()
+
+    left = asyncio.Event()
+    upstream.script = script
+    body = {**CHAT, "stream": True, **({"stream_options": {"include_usage": True}} if asks else {})}
+    with RawClient(metered) as client:
+        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=json.dumps(body).encode())
+        client.read_until(b'"stop"')
+    assert metered.get("/healthz").status_code == 200
+    upstream.loop.call_soon_threadsafe(left.set)
+    assert ledger.new()[0][2:8] == (200, "client_closed", "upstream", 60, 40, 30)
+
+
+def test_an_upstream_that_never_says_its_usage_is_left_soon(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        await exchange.start_stream()
+        finished = chunk("Yes", choices=[{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}])
+        await exchange.events(finished, done=False)
+        await exchange.wait_until_client_leaves()
+
+    upstream.script = script
+    with RawClient(metered) as client:
+        body = json.dumps({**CHAT, "stream": True}).encode()
+        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=body)
+        client.read_until(b'"stop"')
+    assert ledger.new()[0][2:5] == (200, "client_closed", "estimated")
+
+
 def test_what_is_refused_here_is_recorded_as_refused(metered: LiveProxy, ledger: Ledger) -> None:
     with RawClient(metered) as client:
         client.request("POST", "/v1/files", "Content-Length: 99999999999")

@@ -206,6 +206,16 @@ def test_no_border_of_two_pieces_leaves_anything_of_the_usage_event(end: str) ->
         assert passed([aligner.feed(whole[:cut]), aligner.feed(whole[cut:]), aligner.flush()]) == b"".join(asked)
 
 
+@pytest.mark.parametrize("end", ["\r\r\n", "\n\r\n", "\n\r", "\r\n\n"])
+def test_the_usage_event_is_taken_out_where_line_ends_are_mixed(end: str) -> None:
+    def ended(data: str) -> bytes:
+        return f"data: {data}{end}".encode()
+
+    asked = [ended(json.dumps(content("a"))), ended("[DONE]")]
+    spliced = [asked[0], ended(json.dumps(chunk(choices=[], usage=USAGE))), asked[1]]
+    assert passed(spliced) == passed([b"".join(spliced)]) == b"".join(asked)
+
+
 def with_null(data: dict[str, Any], where: str | None) -> dict[str, Any]:
     null: dict[str, Any] = {"usage": None}
     if where == "usage_first":

@@ -87,6 +87,31 @@ def test_an_answer_whose_counts_cannot_be_is_estimated(
     assert least >= 0
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+def test_an_answer_that_is_nothing_but_a_failure_has_used_nothing(
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, path: str, is_stream: bool
+) -> None:
+    error = {"message": "The server had an error", "type": "server_error"}
+    reply: dict[str, object] = {"error": error}
+    if path == "/v1/responses":
+        response = {"id": "resp_1", "object": "response", "model": "gpt-5", "status": "failed", "error": error}
+        reply = {"type": "response.failed", "response": response} if is_stream else response
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read_body()
+        if not is_stream:
+            await exchange.answer(json.dumps(reply | {"usage": None}).encode())
+            return
+        await exchange.start_stream()
+        await exchange.events(reply, done=False)
+        await exchange.end_stream()
+
+    upstream.script = script
+    assert metered.post(path, json={"model": "gpt-5", "input": "Hi", "stream": is_stream}).status_code == 200
+    assert ledger.new()[0][2:8] == (200, "completed", "none", 0, 0, 0)
+
+
 def test_the_facts_of_a_long_body_stand_at_either_end() -> None:
     for part_bytes in (1000, 65_536, 1 << 20):
         body = LongBody()

@@ -148,6 +148,20 @@ def test_only_the_outermost_usage_counts_in_a_large_answer(
     assert result.is_complete
 
 
+@pytest.mark.parametrize("cut_every", [1, 4, 1000, 1 << 16, 1 << 30])
+def test_usage_in_the_middle_of_a_large_answer_is_read(cut_every: int) -> None:
+    text = json.dumps({"choices": [{"message": {"content": 'Say "usage": {"prompt_tokens": 7}} ' * 20_000}}]}).encode()
+    behind = b',"usage":' + dumps(CHAT_USAGE) + b',"prompt_logprobs":[' + b"1.25," * 40_000 + b"0]}"
+    reading = reader(CHAT)
+    body = b'{"model":"m",' + text[1:-1] + behind
+    at = len(body) - len(behind) - 50
+    reading.feed(body[:at])
+    for start in range(at, at + 500, min(cut_every, 500)):
+        reading.feed(body[start : min(start + cut_every, at + 500)])
+    reading.feed(body[at + 500 :])
+    assert reading.result() == Reading(CHAT_READ, "m", is_complete=True)
+
+
 def test_a_large_answer_that_is_cut_takes_no_inner_usage_for_its_own() -> None:
     inner = {"x": "y" * 300_000, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     body = b'{"choices":[{"message":' + dumps(inner)

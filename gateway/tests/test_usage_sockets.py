@@ -93,8 +93,9 @@ def test_responses_over_a_socket_are_counted_by_their_own_model(kind: str) -> No
     ],
     ids=short_id,
 )
-def test_what_a_session_writes_down_is_counted_for_the_model_that_does(session: dict[str, Any]) -> None:
-    created = json.dumps({"type": "session.created", "event_id": "e", "session": session})
+@pytest.mark.parametrize("kind", ["session.created", "transcription_session.updated"])
+def test_what_a_session_writes_down_is_counted_for_the_model_that_does(session: dict[str, Any], kind: str) -> None:
+    created = json.dumps({"type": kind, "event_id": "e", "session": session})
     message = json.dumps(TRANSCRIBED)
     again = json.dumps(TRANSCRIBED | {"content_index": 1})
     assert fed(created, message, message, done("resp_1"), again).take() == [

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.events import Usage
-from gateway.endpoints import endpoint_of
+from gateway.endpoints import Meter, endpoint_of
 from gateway.tests.usage_answers import (
     CHAT,
     CHAT_READ,
@@ -35,7 +35,7 @@ from gateway.tests.usage_answers import (
     reader,
     short_id,
 )
-from gateway.usage import Reading, reader_for
+from gateway.usage import Reading, SseReader, reader_for
 
 # Streams
 
@@ -153,6 +153,7 @@ def test_a_failed_response_without_usage_is_an_end() -> None:
     failed = {"type": "response.failed", "response": RESPONSE | {"usage": None, "status": "failed"}}
     reading = read(RESPONSES, RESPONSE_STREAM.partition(b"event: response.completed")[0] + events(failed), SSE)
     assert (reading.usage, reading.is_complete, reading.model) == (None, True, "gpt-5-2025-08-07")
+    assert reading.has_failed
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,28 @@ def test_the_usage_of_a_run_is_not_that_of_its_steps() -> None:
     assert read(b"/v1/threads/runs", events(step), SSE).usage is None
 
 
+@pytest.mark.parametrize("cut_every", [50, 1 << 20])
+def test_a_stream_of_images_ends_with_the_last_that_was_asked_for(cut_every: int) -> None:
+    reading = SseReader(Meter.IMAGES, max_sample_bytes=0)
+    reading.images_asked = 2
+    usage = {"input_tokens": 10, "output_tokens": 90, "total_tokens": 100}
+    completed = events({"type": "image_generation.completed", "b64_json": "AAAA", "usage": usage}, named=True)
+    for images in (1, 2):
+        for at in range(0, len(completed), cut_every):
+            reading.feed(completed[at : at + cut_every])
+        assert reading.has_ended() == (images == 2)
+    found = reading.result()
+    assert found.usage is not None
+    assert (found.usage.images, found.is_complete) == (2, True)
+
+
+def test_only_a_usage_is_missing_behind_the_reason_for_an_end() -> None:
+    reading = reader(CHAT, SSE)
+    for finish_reason, usage, is_finishing in ((None, None, False), ("stop", None, True), (None, CHAT_USAGE, False)):
+        reading.feed(events(chunk("x", choices=[{"delta": {}, "finish_reason": finish_reason}], usage=usage)))
+        assert reading.is_finishing() == is_finishing
+
+
 # Text for an estimate
 
 
@@ -254,6 +277,38 @@ def test_the_text_of_json_and_of_responses_is_kept() -> None:
     reading = reader(RESPONSES, SSE)
     reading.feed(stream)
     assert reading.output_sample().text == "Hi, {you}!"
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("cut_every", [7, 1000, 1 << 20])
+def test_of_a_response_only_what_the_model_writes_is_kept(end: bytes, cut_every: int) -> None:
+    request = {"instructions": "Be brief. " * 4000, "tools": [{"description": 'say {"delta":"no"}'}], "output": []}
+    begun = events(
+        {"type": "response.created", "response": RESPONSE | request | {"usage": None}},
+        {"type": "response.in_progress", "response": RESPONSE | request | {"usage": None}},
+        {"type": "response.output_text.delta", "delta": "Hi, "},
+        {"type": "response.image_generation_call.partial_image", "partial_image_b64": "A" * 300_000},
+        {"type": "response.output_text.delta", "delta": "you!"},
+        {"type": "response.output_text.done", "text": "Hi, you!"},
+        named=True,
+    ).replace(b"\n\n", end)
+    reading = reader(RESPONSES, SSE)
+    for at in range(0, len(begun), cut_every):
+        reading.feed(begun[at : at + cut_every])
+    reading.result()
+    sample = reading.output_sample()
+    assert sample.text == "Hi, you!"
+    assert sample.seen_bytes == sample.kept_bytes < 1000
+
+
+def test_a_file_in_a_stream_is_no_text() -> None:
+    reading = reader(CHAT, SSE)
+    picture = chunk(
+        "", choices=[{"delta": {"images": [{"image_url": {"url": "data:image/png;base64," + "A" * 300_000}}]}}]
+    )
+    reading.feed(events(chunk("Here:"), picture))
+    reading.result()
+    assert reading.output_sample().seen_bytes < 1000
 
 
 # Costs

@@ -16,6 +16,7 @@ from gateway.usage.shapes import (
     Reply,
     duration_in,
     elements_in,
+    has_failed,
     is_settled,
     name_in,
     reply_in,
@@ -32,13 +33,15 @@ _IMAGE_NAMES = (b'"b64_json"', b'"url"')
 _LONGEST_NAME = max(map(len, _IMAGE_NAMES))
 _VERBOSE = (Meter.TRANSCRIPTION, Meter.TRANSLATION)
 _STORED = (Meter.BATCH, Meter.STORED)
+_OF_ONE_USAGE = (Meter.CHAT, Meter.COMPLETIONS, Meter.EMBEDDINGS)
+_MOST_USAGE_BYTES = 2 << 10
 
 
 class JsonReader:
     """A `UsageReader` that holds an answer whole up to 256 KiB, and only its two ends beyond that.
 
     In a longer answer usage is looked for in the first 4 KiB and in the last 64 KiB, among the members of the
-    outermost object; where the answer was cut it may then find nothing.
+    outermost object, and between them where no inner object has one; where the answer was cut it may find nothing.
     """
 
     def __init__(self, meter: Meter, *, max_sample_bytes: int) -> None:
@@ -55,7 +58,7 @@ class JsonReader:
             return
         self._whole.append(chunk)
         if self._size > _MOST_WHOLE_BYTES:
-            self._ends = _Ends(b"".join(self._whole), self._max_sample_bytes, counts_images=self._meter is Meter.IMAGES)
+            self._ends = _Ends(b"".join(self._whole), self._max_sample_bytes, self._meter)
             self._whole.clear()
 
     def result(self, *, is_whole: bool = True) -> Reading:
@@ -101,7 +104,7 @@ class JsonReader:
         model = name_in(reply.model)
         service_tier = name_in(reply.service_tier) if reply.service_tier else ""
         if meter not in IDENTIFIED:
-            return Reading(usage, model, service_tier, is_complete)
+            return Reading(usage, model, service_tier, is_complete, has_failed=has_failed(reply))
         is_stored = meter in _STORED
         return Reading(
             None if is_stored else usage,
@@ -111,25 +114,29 @@ class JsonReader:
             name_in(reply.id),
             usage if is_stored and is_settled(reply) else None,
             bytes(reply.background) == b"true" or name_in(reply.object) == RUN,
+            has_failed(reply),
         )
 
 
 class _Ends:
     """The beginning and the end of a long answer, and what was counted between."""
 
-    def __init__(self, begun: bytes, max_sample_bytes: int, *, counts_images: bool) -> None:
+    def __init__(self, begun: bytes, max_sample_bytes: int, meter: Meter) -> None:
         self.images = 0
         self.sampler = Sampler(max_sample_bytes)
         self._head = begun[:_HEAD_BYTES].removeprefix(_BOM)
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
-        self._counter = _ImageCounter() if counts_images else None
+        self._counter = _ImageCounter() if meter is Meter.IMAGES else None
+        self._between = _Between() if meter in _OF_ONE_USAGE else None
         self.feed(begun)
 
     def feed(self, chunk: bytes) -> None:
         self.sampler.add(chunk)
         if self._counter is not None:
             self.images = self._counter.feed(chunk)
+        if self._between is not None:
+            self._between.feed(chunk)
         chunk = chunk[-_TAIL_BYTES:]
         self._tail.append(chunk)
         self._tail_bytes += len(chunk)
@@ -138,10 +145,33 @@ class _Ends:
 
     def members(self, *, is_whole: bool) -> dict[str, bytes]:
         members, _ = first_members(self._head)
-        return members | members_at_end(b"".join(self._tail)) if is_whole else members
+        if not is_whole:
+            return members
+        between = self._between.members() if self._between is not None else {}
+        return between | members | members_at_end(b"".join(self._tail))
 
     def is_closed(self) -> bool:
         return b"".join(self._tail).rstrip().endswith(b"}")
+
+
+class _Between:
+    """The last usage in an answer, wherever it stands. Text cannot pass for it: there, its quotes are escaped."""
+
+    def __init__(self) -> None:
+        self._begun = b""
+        self._border = b""
+
+    def feed(self, chunk: bytes) -> None:
+        at = (self._border + chunk).rfind(_USAGE)
+        if at >= 0:
+            self._begun = (self._border + chunk)[at : at + _MOST_USAGE_BYTES]
+        elif self._begun:
+            self._begun += chunk[: _MOST_USAGE_BYTES - len(self._begun)]
+        self._border = (self._border + chunk)[1 - len(_USAGE) :]
+
+    def members(self) -> dict[str, bytes]:
+        members, _ = first_members(b"{" + self._begun)
+        return {name: value for name, value in members.items() if name == "usage"}
 
 
 class _ImageCounter:

@@ -19,7 +19,7 @@ class Reading(msgspec.Struct, frozen=True):
     failure. `stored_usage` is that of an object which was only looked at, or made to run later, `object_id`: it is
     not this request's, and is said again each time; whoever records it, records it once by that id, so it is None
     until the object has come to its end. `in_background`: the object is a response or a run that goes on by itself,
-    whose usage nobody else reports. Other objects have no id here.
+    whose usage nobody else reports. Other objects have no id here. `has_failed`: the answer says that it is a failure.
     """
 
     usage: Usage | None = None
@@ -29,6 +29,7 @@ class Reading(msgspec.Struct, frozen=True):
     object_id: str = ""
     stored_usage: Usage | None = None
     in_background: bool = False
+    has_failed: bool = False
 
 
 # Of which a usage may be met again under the same id.

@@ -9,6 +9,8 @@ import msgspec
 
 from gateway.endpoints import Meter
 
+# Base64, which no model reads or writes as text; no word is as long, and nothing before it belongs to it.
+DATA = re.compile(rb"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{256,}")
 _VALUE = rb'"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
 _CHAT = rb'"(?:content|reasoning_content|reasoning|refusal|arguments|name)' + _VALUE
 

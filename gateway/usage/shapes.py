@@ -101,6 +101,7 @@ class Reply(Struct):
     duration: Raw = Raw()
     background: Raw = Raw()
     status: Raw = Raw()
+    error: Raw = Raw()
 
 
 _plain_in = msgspec.json.Decoder(_Plain).decode
@@ -109,6 +110,7 @@ _text_in = msgspec.json.Decoder(str).decode
 reply_in = msgspec.json.Decoder(Reply).decode
 elements_in = msgspec.json.Decoder(list[Raw]).decode
 _NO_DETAILS = _Details()
+_FAILURES = frozenset({"error", "response.failed"})
 _SETTLED = frozenset({"", "completed", "incomplete", "failed", "expired", "cancelled"})
 
 
@@ -136,6 +138,11 @@ def _name(string: bytes) -> str:
 def is_settled(reply: Reply) -> bool:
     """Return whether a stored object's usage is its last: one that still runs may report more at the next look."""
     return name_in(reply.status) in _SETTLED
+
+
+def has_failed(reply: Reply) -> bool:
+    """Return whether an answer, or an event, says that it is a failure."""
+    return name_in(reply.type) in _FAILURES or name_in(reply.status) == "failed" or len(reply.error) > len(b"null")
 
 
 # The names of models and tiers are few; what else somebody sends pushes only its like out.

@@ -17,7 +17,13 @@ _MOST_MODELS = 16
 _LOOK_FOR_KIND_IN = 160
 _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 RESPONSE_ENDS = frozenset({"response.done", "response.completed", "response.incomplete", "response.failed"})
-_SESSIONS = {"session.created", "session.updated", "session.started"}
+_SESSIONS = {
+    "session.created",
+    "session.updated",
+    "session.started",
+    "transcription_session.created",
+    "transcription_session.updated",
+}
 _SECONDS = {"session.usage.updated", "session.closed"}
 # Nearly all of a session's bytes. The type stands first in OpenAI's messages; elsewhere it costs a longer look.
 _DELTA, _AUDIO_DELTA, _OF_RESPONSE = b'.delta"', b'audio.delta"', b'"response.'

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from msgspec import Struct
 
 from gateway.endpoints import Meter
-from gateway.usage.sample import OutputSample, Sampler
+from gateway.usage.sample import DATA, OutputSample, Sampler
 
 _MOST_PROMPT_BYTES = 32 << 10
 _MOST_OUTPUT_BYTES = 16 << 10
 _MOST_OPEN = 64
 # A realtime response that says none of these answers what was said before.
 _PROMPTS, _NESTED = (b'"input"', b'"instructions"', b'"prompt"'), b'"response"'
-# Base64, which no model reads as text; no word is as long, and nothing before it belongs to it.
-_DATA = re.compile(rb"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{256,}")
 
 
 class UnfinishedResponse(Struct, frozen=True):
@@ -110,7 +106,7 @@ class Unfinished:
         prompt = self._prompt()
         seen = self._items.seen_bytes + self._requests.seen_bytes
         kept = self._items.kept_bytes + self._requests.kept_bytes
-        bare = _DATA.sub(b"", prompt)
+        bare = DATA.sub(b"", prompt)
         if len(bare) < len(prompt):
             kept = seen  # what was left out is data, most likely
         output = self._output.sample(Meter.RESPONSES, of_events=True)
