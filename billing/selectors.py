@@ -47,7 +47,10 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What a key used on a day with a model at an endpoint: all kinds of tokens, cached input apart from input."""
+    """What a key used on a day with a model at an endpoint: all kinds of tokens, cached input apart from input.
+
+    `cost` is without the `unpriced_requests`, whose model has no known price.
+    """
 
     date: dt.date
     model: str
@@ -57,6 +60,7 @@ class UsageRow:
     cached_input_tokens: int
     output_tokens: int
     cost: Decimal
+    unpriced_requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,7 @@ def usage_rows(
             ),
             output_tokens=day.output_tokens + day.audio_output_tokens + day.image_output_tokens,
             cost=day.cost_usd,
+            unpriced_requests=day.unpriced_requests,
         )
 
 

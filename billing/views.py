@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import DatabaseError
@@ -202,7 +203,22 @@ async def pro_usage(request: HttpRequest) -> HttpResponseBase:
     is_known, rows = await sync_to_async(_known_rows)(fingerprint, start, end)
     if not is_known:
         raise ProError(404, UNKNOWN_KEY)
-    return success({"cost": sum((row.cost for row in rows), Decimal("0E-7")), "rows": rows})
+    return success(
+        {
+            "cost": _plain(sum((row.cost for row in rows), Decimal("0E-7"))),
+            "unpriced_requests": sum(row.unpriced_requests for row in rows),
+            "rows": [{**_columns(row), "cost": _plain(row.cost)} for row in rows],
+        }
+    )
+
+
+def _columns(row: UsageRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in UsageRow.__slots__}
+
+
+def _plain(amount: Decimal) -> msgspec.Raw:
+    """Return an amount as a JSON number without an exponent."""
+    return msgspec.Raw(f"{amount:f}")
 
 
 def _known_rows(fingerprint: str, start: dt.date, end: dt.date) -> tuple[bool, list[UsageRow]]:
@@ -243,7 +259,7 @@ async def _csv(fingerprint: str, start: dt.date, end: dt.date) -> AsyncIterator[
     yield _csv_lines([UsageRow.__slots__])
     last: UsageRow | None = None
     while rows := await sync_to_async(_rows_and_release)(fingerprint, start, end, last):
-        yield _csv_lines([[_cell(getattr(row, name)) for name in UsageRow.__slots__] for row in rows])
+        yield _csv_lines([map(_cell, _columns(row).values()) for row in rows])
         last = rows[-1]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import tempfile
 import time
 from pathlib import Path
 
 from django.conf import settings
+
+logger = logging.getLogger("proxysite.file_broker")
 
 # What waits for longer is of no use: beat has sent the same again, and an operator has clicked again.
 _STALE_S = 15 * 60
@@ -26,6 +30,7 @@ def take_over() -> None:
         # and a place that others can read, in which those of a killed process would stay.
         tempfile.tempdir = str(_taken())
         clear_stale()
+        clear_cut()
 
 
 def clear_stale(*, now: float | None = None) -> int:
@@ -38,6 +43,29 @@ def clear_stale(*, now: float | None = None) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+def clear_cut() -> None:
+    """Remove the files that a full disk has cut.
+
+    Each message would end Celery's process once, and kombu mends no exchange: that would end it at every start.
+    """
+    removed = 0
+    for path in (path for folder in _folders() for path in (*folder.glob("*.msg"), *folder.glob("*.exchange"))):
+        with contextlib.suppress(FileNotFoundError):
+            if not _is_json(path):
+                path.unlink()
+                removed += 1
+    if removed:
+        logger.warning("%d files that are not whole were removed from %s", removed, settings.CELERY_DIR)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _folders() -> list[Path]:

@@ -7,6 +7,7 @@ import functools
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
+from django.urls import is_valid_path
 from django.utils import translation
 from django.utils.translation.trans_real import parse_accept_lang_header
 from django.views.decorators.cache import cache_control
@@ -31,6 +32,8 @@ PAGES = {
 # What to write into `lang` and `hreflang`.
 TAGS = {CHINESE: "zh-Hans", ENGLISH: "en"}
 
+# Of one address in both languages; served below this room.
+_REFERENCE = "/docs/api/"
 _FRESH_S = 300
 _NOTHING_HERE = Message("这个地址什么都没有", "There is nothing at this address.")
 _FAILED = Message("服务器内部错误", "Internal server error.")
@@ -144,11 +147,12 @@ def _facts() -> dict[str, object]:
 def _frame(path: str, language: str, prefix: str, address: str) -> dict[str, object]:
     """Return what the frame around every page needs; `path` is the page's below its language."""
     other = ENGLISH if language == CHINESE else CHINESE
+    urls = {name: prefix + path for name, path in PAGES.items()}
     return {
         "address": address,
         "language": language,
         "tag": TAGS[language],
-        "urls": {name: prefix + path for name, path in PAGES.items()},
+        "urls": urls | {"api": _REFERENCE if prefix == "/" else f"{_REFERENCE}?lang={language}"},
         "own_path": f"/{language}/{path}",
         "other_path": f"/{other}/{path}",
         "other_tag": TAGS[other],
@@ -191,8 +195,10 @@ def _openai_error(error: GatewayError) -> JsonResponse:
 
 
 def _where_it_is(request: HttpRequest) -> str:
-    """Return a message that finds the most frequent mistake: a base address without /v1."""
+    """Return a message that finds the most frequent mistakes: a slash too many, a base address without /v1."""
     path = request.path_info
+    if path.endswith("/") and is_valid_path(path.rstrip("/")):
+        return f"There is nothing at {path}. Did you mean {path.rstrip('/')}?"
     route = endpoint_of(request.method or "", b"/v1" + path.encode("utf-8", "replace")).route
     if route.startswith("/v1/"):
         return f"There is nothing at {path}. Did you mean /v1{path}? The base address is {address_of(request)}/v1."

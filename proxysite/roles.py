@@ -12,10 +12,6 @@ from django.db import transaction
 from django.db.models import Q
 
 _EVERYTHING = ("add", "change", "delete", "view")
-_LEDGER_READ: dict[str, tuple[str, ...]] = {
-    "billing": ("view",),
-    "admin": ("view_logentry",),
-}
 
 # App, and either permissions by name, or verbs that stand for all of its models. Apps that are not installed, such as
 # a scheduler, give nobody a right.
@@ -30,8 +26,7 @@ ROLES: dict[str, dict[str, tuple[str, ...]]] = {
         "auth": ("view_user", "view_group"),
         "admin": ("view_logentry",),
     },
-    "accountant": _LEDGER_READ
-    | {
+    "accountant": {
         "billing": (
             "view",
             "add_grant",
@@ -42,7 +37,7 @@ ROLES: dict[str, dict[str, tuple[str, ...]]] = {
             "export_lists",
         ),
     },
-    "support": _LEDGER_READ | {"sessions_api": ("view_chatsession",)},
+    "support": {"billing": ("view",), "sessions_api": ("view_chatsession",)},
 }
 
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +29,7 @@ from sessions_api import services, wording
 from sessions_api.answers import Answer, Collector
 from sessions_api.chat_request import ChatRequest, read_request
 from sessions_api.context import Said, estimated_tokens, messages_for
-from sessions_api.leases import LeaseKeeper, Queues
+from sessions_api.leases import Abandonment, LeaseKeeper, Queues
 from sessions_api.replies import Reply
 from sessions_api.sealing import UnreadableError
 from sessions_api.threads import Threads
@@ -90,8 +90,9 @@ class Chat:
         fingerprint = self._relay.metering.fingerprint(request.api_key)
         caller = Caller(request.api_key, fingerprint, keys.hint(request.api_key))
         collector = Collector((lambda piece: reply.piece(piece, collector.headers)) if request.is_stream else None)
-        async with self._turn(caller, request) as turn:
-            answer = await self._ask_upstream(turn, request, client, collector)
+        async with self._turn(caller, request) as (turn, abandonment):
+            with client.leaving(abandonment.begin):
+                answer = await self._ask_upstream(turn, request, client, collector)
             await self._store(turn, caller, request, answer)
         if request.is_stream:
             if answer.text and not collector.is_stream:
@@ -103,19 +104,23 @@ class Chat:
     # The session
 
     @contextlib.asynccontextmanager
-    async def _turn(self, caller: Caller, request: ChatRequest) -> AsyncIterator[Turn]:
-        """Enter with the session taken, and leave with it free. Raises ProError 409 after SESSION_WAIT_SECONDS."""
+    async def _turn(self, caller: Caller, request: ChatRequest) -> AsyncIterator[tuple[Turn, Abandonment]]:
+        """Enter with the session taken, and leave with it free. Raises ProError 409 after SESSION_WAIT_SECONDS.
+
+        A turn whose abandonment has begun is to be left by an exception.
+        """
         token = new_token()
         deadline_s = time.monotonic() + settings.SESSION_WAIT_SECONDS
         session = (caller.fingerprint, request.session_id)
         try:
-            async with self._queues.first_of(session, timeout_s=settings.SESSION_WAIT_SECONDS):
+            async with self._queues.first_of(session, timeout_s=settings.SESSION_WAIT_SECONDS) as let_next:
+                abandonment = Abandonment(lambda: self._abandon(caller, request, token, let_next))
                 try:
                     turn = await self._begun(caller, request, token, deadline_s)
                     self._keeper.hold(turn)
-                    yield turn
+                    yield turn, abandonment
                 except BaseException:
-                    await self._abandon(caller, request, token)
+                    await abandonment.complete()
                     raise
                 finally:
                     self._keeper.let_go(token)
@@ -135,9 +140,13 @@ class Chat:
             await asyncio.sleep(min(left_s, pause_s * random.uniform(0.5, 1)))  # noqa: S311 - no secret
             pause_s = min(_POLL_MOST_S, pause_s * 1.5)
 
-    async def _abandon(self, caller: Caller, request: ChatRequest, token: str) -> None:
-        with contextlib.suppress(Error):  # then the lease ends by itself
-            await self._threads.run(lambda: services.abandon_turn(caller, request.session_id, token=token))
+    async def _abandon(self, caller: Caller, request: ChatRequest, token: str, let_next: Callable[[], None]) -> None:
+        self._keeper.let_go(token)
+        try:
+            with contextlib.suppress(Error):  # then the lease ends by itself
+                await self._threads.run(lambda: services.abandon_turn(caller, request.session_id, token=token))
+        finally:
+            let_next()
 
     async def _store(self, turn: Turn, caller: Caller, request: ChatRequest, answer: Answer) -> None:
         said = [
@@ -170,6 +179,7 @@ class _Client:
 
     def __init__(self, scope: Scope) -> None:
         self.has_left = False
+        self._on_leave: Callable[[], None] | None = None
         self._scope = scope
         self._task: Any = asyncio.current_task()
 
@@ -180,9 +190,20 @@ class _Client:
     def _on_disconnect(self, callback: Callable[[], Any]) -> None:
         def leave() -> None:
             self.has_left = True
+            if self._on_leave is not None:
+                self._on_leave()
             callback()
 
         self._scope["on_disconnect"](leave)
+
+    @contextlib.contextmanager
+    def leaving(self, on_leave: Callable[[], None]) -> Iterator[None]:
+        """Call `on_leave` if the client leaves within the block, whose work may go on for the upstream's usage."""
+        self._on_leave = on_leave
+        try:
+            yield
+        finally:
+            self._on_leave = None
 
     def upstream_scope(self, request: ChatRequest, body_bytes: int) -> Scope:
         """Return the ASGI scope of the upstream call, as if this client had made it on /v1."""

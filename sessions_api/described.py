@@ -153,16 +153,22 @@ def _balance() -> dict[str, Any]:
 
 def _usage() -> dict[str, Any]:
     counts = dict.fromkeys(("requests", "input_tokens", "cached_input_tokens", "output_tokens"), _COUNT)
+    costs = {"cost": _NUMBER, "unpriced_requests": _COUNT}
     day = {"type": "string", "format": "date"}
-    row = _object({"date": day, "model": {"type": "string"}, "endpoint": {"type": "string"}, **counts, "cost": _NUMBER})
+    row = _object({"date": day, "model": {"type": "string"}, "endpoint": {"type": "string"}, **counts, **costs})
     example = {"date": "2026-11-22", "model": "gpt-4o-mini", "endpoint": "/v1/chat/completions", "requests": 2}
-    example |= {"input_tokens": 400, "cached_input_tokens": 0, "output_tokens": 30, "cost": 0.000078}
+    example |= {"input_tokens": 400, "cached_input_tokens": 0, "output_tokens": 30}
+    cost = {"cost": 0.000078, "unpriced_requests": 0}
     rows = {"type": "array", "items": row}
     return {
         "operationId": "usage",
         "tags": ["ledger"],
         "summary": text("用量", "Usage"),
-        "description": text("按日、模型与接口列出，单位为美元。", "By day, model and endpoint; costs in USD."),
+        "description": text(
+            "按日、模型与接口列出，单位为美元。unpriced_requests 是价格未知的请求，不计入 cost。",
+            "By day, model and endpoint; costs in USD. `unpriced_requests` are those without a known price: "
+            "they are not in `cost`.",
+        ),
         "security": [{"bearer": []}],
         "parameters": [
             _query("start", day, text("第一天", "The first day.")),
@@ -173,9 +179,7 @@ def _usage() -> dict[str, Any]:
             "200": {
                 "description": _TOLD,
                 "content": {
-                    "application/json": _told(
-                        _object({"cost": _NUMBER, "rows": rows}), {"cost": 0.000078, "rows": [example]}
-                    ),
+                    "application/json": _told(_object({**costs, "rows": rows}), {**cost, "rows": [example | cost]}),
                     "text/csv": {"schema": {"type": "string"}},
                 },
             },

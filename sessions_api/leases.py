@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from django.conf import settings
 from django.db import Error
@@ -27,26 +28,46 @@ class Queues:
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
-    async def first_of(self, session: tuple[str, str], *, timeout_s: float) -> AsyncIterator[None]:
-        """Enter once nobody before us is there any more. Raises SessionBusyError after `timeout_s`."""
+    async def first_of(self, session: tuple[str, str], *, timeout_s: float) -> AsyncIterator[Callable[[], None]]:
+        """Enter once nobody before us is there any more, with a function that lets the next one in early.
+
+        Raises SessionBusyError after `timeout_s`.
+        """
         lock, waiting = self._locks.get(session) or (asyncio.Lock(), 0)
         self._locks[session] = lock, waiting + 1
-        try:
+        with contextlib.ExitStack() as place:
+            place.callback(self._leave, session)
             try:
                 async with asyncio.timeout(timeout_s):
                     await lock.acquire()
             except TimeoutError:
                 raise SessionBusyError from None
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            _, waiting = self._locks[session]
-            if waiting == 1:
-                del self._locks[session]
-            else:
-                self._locks[session] = lock, waiting - 1
+            place.callback(lock.release)
+            yield place.close  # what it has done is not done again at the end
+
+    def _leave(self, session: tuple[str, str]) -> None:
+        lock, waiting = self._locks[session]
+        if waiting == 1:
+            del self._locks[session]
+        else:
+            self._locks[session] = lock, waiting - 1
+
+
+class Abandonment:
+    """What frees the session of a turn that is not stored, once: when the turn ends, or in a task before that."""
+
+    def __init__(self, free: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._free = free
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Free the session now; `complete` waits for it."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._free())
+
+    async def complete(self) -> None:
+        """Return once the session is free."""
+        await (self._task or self._free())
 
 
 class LeaseKeeper:

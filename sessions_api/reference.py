@@ -6,6 +6,7 @@ import functools
 import json
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -26,6 +27,7 @@ def page(request: HttpRequest) -> HttpResponse:
     """Answer Swagger UI, in the language of `?lang=` or of the reader."""
     language = _language(request)
     other = next(code for code in _TAGS if code != language)
+    address = (settings.PUBLIC_URL or f"{request.scheme}://{request.get_host()}") + request.path
     with translation.override(language):
         body = render_to_string(
             "pages/api.html",
@@ -34,6 +36,12 @@ def page(request: HttpRequest) -> HttpResponse:
                 "other": other,
                 "other_tag": _TAGS[other],
                 "document": f"{reverse('api-schema')}?lang={language}",
+                "pages": f"/{language}/" if "lang" in request.GET else "/",
+                "address": f"{address}?lang={language}",
+                "alternates": [
+                    *((tag, f"{address}?lang={code}") for code, tag in _TAGS.items()),
+                    ("x-default", address),
+                ],
             },
         )
     return _in_language(HttpResponse(body), language)

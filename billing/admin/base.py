@@ -12,16 +12,21 @@ from django.utils.html import format_html
 from unfold.views import ChangeList
 
 from billing.admin.audit import AuditedAdmin
+from billing.admin.export import is_export
 
 PAGE = 20
 
 
 class PreparedList(ChangeList):
-    """A page whose rows' further figures are read for all of them at once."""
+    """A page whose rows' further figures are read for all of them at once; none is read where all are exported."""
 
     model_admin: Any
 
     def get_results(self, request: HttpRequest) -> None:
+        if not is_export(request):
+            self.read_page(request)
+
+    def read_page(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.model_admin.prepare_rows(list(self.result_list))
 

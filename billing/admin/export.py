@@ -10,8 +10,10 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ERROR_FLAG
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseRedirect, StreamingHttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin
@@ -24,6 +26,7 @@ _ROWS_PER_PIECE = 500
 # What a spreadsheet would take for a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 _BYTE_ORDER_MARK = "\ufeff"  # by which Excel knows UTF-8
+_URL_PATH = "export"
 
 
 class ExportAdmin(ModelAdmin):
@@ -44,8 +47,8 @@ class ExportAdmin(ModelAdmin):
         return self.export_fields or [field.name for field in self.model._meta.concrete_fields]
 
     def get_export_rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return what the list shows, all pages of it."""
-        rows: QuerySet[Any] = self.get_changelist_instance(request).get_queryset(request)
+        """Return what the list shows, all pages of it. Raises IncorrectLookupParameters."""
+        rows: QuerySet[Any] = self.get_changelist_instance(request).queryset
         return rows
 
     def get_export_pieces(self, request: HttpRequest) -> Iterator[list[Any]]:
@@ -63,9 +66,12 @@ class ExportAdmin(ModelAdmin):
                     link["path"] = f"{link['path']}?{filters}"
         return response
 
-    @button(description=_("Export CSV"), url_path="export", icon="download", permissions=["export"])
-    def export_csv(self, request: HttpRequest) -> StreamingHttpResponse:
-        lines = self._csv(self.get_export_pieces(request))
+    @button(description=_("Export CSV"), url_path=_URL_PATH, icon="download", permissions=["export"])
+    def export_csv(self, request: HttpRequest) -> StreamingHttpResponse | HttpResponseRedirect:
+        try:
+            lines = self._csv(self.get_export_pieces(request))
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(f"../?{ERROR_FLAG}=1")  # as the list itself answers
         response = StreamingHttpResponse(_streamed(lines), content_type="text/csv; charset=utf-8")
         name = f"{self.model._meta.model_name}-{timezone.now():%Y%m%d-%H%M%S}.csv"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
@@ -83,6 +89,10 @@ class ExportAdmin(ModelAdmin):
 
     def _value(self, row: Model, name: str) -> Any:
         return getattr(row, name) if hasattr(row, name) else getattr(self, name)(row)
+
+
+def is_export(request: HttpRequest) -> bool:
+    return request.path_info.endswith(f"/{_URL_PATH}/")
 
 
 async def _streamed(lines: Iterator[bytes]) -> AsyncIterator[bytes]:

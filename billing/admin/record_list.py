@@ -17,11 +17,12 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from billing.admin.base import PreparedList
-from billing.models import UsageHour, UsageRecord
+from billing.models import KeyDay, UsageHour, UsageRecord
 
 BEFORE = "before"
 _SEPARATOR = "~"
 _HOUR = dt.timedelta(hours=1)
+_MICROSECOND = dt.timedelta(microseconds=1)
 # A page looks through stretches of time that hold about as many records, until it is full or has tried often enough.
 _RECORDS_PER_STRETCH = 2000
 _FIRST_PAGES = 3
@@ -43,9 +44,9 @@ class Cursor:
         time, _, pk = text.partition(_SEPARATOR)
         try:
             at = parse_datetime(time)
-        except ValueError:
+            return None if at is None or at.tzinfo is None else cls(at.astimezone(dt.UTC), pk[:64])
+        except (ValueError, OverflowError):
             return None
-        return None if at is None or at.tzinfo is None else cls(at.astimezone(dt.UTC), pk[:64])
 
     def __str__(self) -> str:
         return f"{self.at.isoformat()}{_SEPARATOR}{self.pk}"
@@ -64,6 +65,10 @@ class Stretch:
     first: dt.datetime
     end: dt.datetime
     expected: float
+
+
+# When it begins, its requests, and how many of them may be what is looked for.
+Hour = tuple[dt.datetime, int, float]
 
 
 class OnePage(Paginator):  # type: ignore[type-arg]  # cannot be subscripted when it runs
@@ -94,15 +99,17 @@ class RecordList(PreparedList):
     def newest_url(self) -> str:
         return self.get_query_string()
 
-    def get_results(self, request: HttpRequest) -> None:
+    def read_page(self, request: HttpRequest) -> None:
         records: QuerySet[UsageRecord] = self.queryset
         if self.before is not None:
             records = records.filter(self.before.condition())
-        wanted = self._wanted()
-        if wanted or not self.model_admin.has_own_index(self.params):
-            found = self._found_by_hours(records, wanted)
-        else:
+        wanted, keys = self._wanted(), self.model_admin.keys_in(self.params)
+        # Of no key is what an event's id names, or nothing.
+        if [] in keys or (not wanted and self.model_admin.has_own_index(self.params, keys)):
             found = list(records[: self.list_per_page + 1])
+        else:
+            of_keys = functools.reduce(operator.and_, (Q(key__in=some) for some in keys), Q())
+            found = self._found_by_hours(records.filter(of_keys), self._hours(wanted, of_keys))
         if len(found) > self.list_per_page:
             last = found[self.list_per_page - 1]
             self.older_url = self.get_query_string({BEFORE: str(Cursor(last.started_at, last.pk))})
@@ -116,9 +123,9 @@ class RecordList(PreparedList):
     def _wanted(self) -> dict[str, str]:
         return {name: self.params[name] for name in ("model", "endpoint") if self.params.get(name)}
 
-    def _found_by_hours(self, records: QuerySet[UsageRecord], wanted: dict[str, str]) -> list[UsageRecord]:
+    def _found_by_hours(self, records: QuerySet[UsageRecord], hours: list[Hour]) -> list[UsageRecord]:
         """Return up to one record more than a page, from as few stretches of time as hold them."""
-        stretches = self._stretches(wanted)
+        stretches = self._stretches(hours)
         expected = float(_FIRST_PAGES * self.list_per_page)
         found: list[UsageRecord] = []
         for _ in range(_TRIES):
@@ -126,27 +133,28 @@ class RecordList(PreparedList):
             if taken:
                 missing = self.list_per_page + 1 - len(found)
                 found += records.filter(_within(taken))[:missing]
-            if is_end or len(found) > self.list_per_page:
+            if len(found) > self.list_per_page or (is_end and len(hours) < _MOST_HOURS):
                 return found
+            if taken:
+                self.looked_back_to = taken[-1].first
             expected *= _WIDER
-            self.looked_back_to = taken[-1].first
         self.older_url = self.get_query_string({BEFORE: str(Cursor(self.looked_back_to or timezone.now()))})
         return found
 
-    def _stretches(self, wanted: dict[str, str]) -> Iterator[Stretch]:
+    def _stretches(self, hours: list[Hour]) -> Iterator[Stretch]:
         """Yield when there is something, newest first, a busy hour in several parts."""
-        for start, requests, of_these in self._hours(wanted):
+        for start, requests, of_these in hours:
             width = max(_HOUR * min(1.0, _RECORDS_PER_STRETCH / requests), dt.timedelta(milliseconds=1))
             end = start + _HOUR
             if self.before is not None:
-                end = min(end, self.before.at + dt.timedelta(microseconds=1))
+                end = min(end - _MICROSECOND, self.before.at) + _MICROSECOND
             while end > start:
                 first = max(start, end - width)
                 yield Stretch(first, end, of_these * ((end - first) / _HOUR))
                 end = first
 
-    def _hours(self, wanted: dict[str, str]) -> list[tuple[dt.datetime, int, int]]:
-        """Return when an hour begins, its requests, and those that are wanted, for the hours that have some."""
+    def _hours(self, wanted: dict[str, str], of_keys: Q) -> list[Hour]:
+        """Return the newest hours that have some of what is wanted, and of keys that have used something that day."""
         first, end = self.model_admin.bounds_of(self.params)
         first = max(first, timezone.now() - dt.timedelta(days=settings.USAGE_RETENTION_DAYS + 1))
         end = min(end, self.before.at) if self.before is not None else end
@@ -154,22 +162,33 @@ class RecordList(PreparedList):
             Q(day__gt=first.date()) | Q(day=first.date(), hour__gte=first.hour),
             Q(day__lt=end.date()) | Q(day=end.date(), hour__lte=end.hour),
         )
+        shares = _shares(of_keys, first.date(), end.date()) if of_keys else {}
+        if of_keys:
+            hours = hours.filter(day__in=shares)
         sums = hours.order_by("-day", "-hour").values_list("day", "hour")
         rows = sums.annotate(total=Sum("requests"), wanted=Sum("requests", filter=Q(**wanted) if wanted else None))
         return [
-            (dt.datetime.combine(day, dt.time(hour), dt.UTC), int(total), int(of_these))
+            (dt.datetime.combine(day, dt.time(hour), dt.UTC), int(total), int(of_these) * shares.get(day, 1.0))
             for day, hour, total, of_these in rows.filter(wanted__gt=0)[:_MOST_HOURS]
         ]
+
+
+def _shares(of_keys: Q, first: dt.date, last: dt.date) -> dict[dt.date, float]:
+    """Return what part of a day's requests is of some keys, for the days on which they have any."""
+    days = KeyDay.objects.filter(day__gte=first, day__lte=last).order_by().values_list("day")
+    sums = days.annotate(total=Sum("requests"), theirs=Sum("requests", filter=of_keys))
+    return {day: int(theirs) / int(total) for day, total, theirs in sums if theirs}
 
 
 def _take(stretches: Iterator[Stretch], expected: float) -> tuple[list[Stretch], bool]:
     """Return the next stretches that may hold so many, and whether those were the last."""
     taken: list[Stretch] = []
-    while sum(stretch.expected for stretch in taken) < expected:
+    while expected > 0:
         stretch = next(stretches, None)
         if stretch is None:
             return taken, True
         taken.append(stretch)
+        expected -= stretch.expected
     return taken, False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR
 from django.db import connection
-from django.db.models import BooleanField, Q, QuerySet
+from django.db.models import BigIntegerField, BooleanField, F, Func, Q, QuerySet
 from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils import timezone
@@ -30,6 +30,8 @@ _RECORDS_PER_PIECE = 2000
 _TABLE = UsageRecord._meta.db_table
 _IS_UNPRICED = RawSQL(f"{_TABLE}.pricing = 'unpriced'", (), output_field=BooleanField())  # noqa: S611 - no data
 _IS_TROUBLE = RawSQL(f"NOT ({_TABLE}.outcome = 'completed')", (), output_field=BooleanField())  # noqa: S611 - no data
+# By this no index is looked at.
+_UNINDEXED_KEY = Func(F("key"), template="(+%(expressions)s)", output_field=BigIntegerField())
 
 
 class UncountedPaginator(InfinitePaginator):
@@ -98,7 +100,7 @@ class KeyFilter(TextFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = (self.value() or "").strip()
-        return queryset.filter(key__in=keys_like(value)) if value else queryset
+        return of_keys(queryset, keys_like(value)) if value else queryset
 
 
 class ExactFilter(TextFilter):
@@ -153,17 +155,32 @@ def tokens_in(row: Quantities) -> str:
     return f"{plain:,} + {cached:,} → {output:,}"
 
 
-def keys_like(text: str) -> list[int]:
-    """Return some keys by label, hint or fingerprint; not in one statement with records, which would read them all."""
-    keys = ApiKey.objects.filter(Q(label__icontains=text) | Q(hint__icontains=text) | Q(fingerprint=text))
-    return list(keys.values_list("pk", flat=True)[:PAGE])
+Keys = list[int] | QuerySet[ApiKey, int]
+
+
+def keys_like(text: str) -> Keys:
+    """Return the ids of all keys by label, hint or fingerprint: of one or none itself, of more a query for them."""
+    found = Q(label__icontains=text) | Q(hint__icontains=text) | Q(fingerprint=text)
+    ids = ApiKey.objects.filter(found).order_by().values_list("pk", flat=True)
+    first = list(ids[:2])
+    return ids if len(first) > 1 else first
+
+
+def of_keys(rows: QuerySet[Any], keys: Keys) -> QuerySet[Any]:
+    """Return the rows of these keys; those of many are found in the order of time, or all would be sorted by it."""
+    if isinstance(keys, list):
+        return rows.filter(key__in=keys)
+    found: QuerySet[Any] = rows.alias(unindexed_key=_UNINDEXED_KEY).filter(unindexed_key__in=keys)
+    return found
 
 
 def _day(text: str | None) -> dt.date | None:
+    """Return a date that is written down, None for what is none or has no next day."""
     try:
-        return dt.date.fromisoformat((text or "").strip())
+        day = dt.date.fromisoformat((text or "").strip())
     except ValueError:
         return None
+    return day if day < dt.date.max else None
 
 
 def _midnight(day: dt.date) -> dt.datetime:
@@ -237,16 +254,17 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         if not term:
             return queryset, False
         found = keys_like(term)
-        if not found:
-            return queryset.filter(pk=term), False
-        return queryset.filter(key__in=found), False
+        return (queryset.filter(pk=term) if found == [] else of_keys(queryset, found)), False
 
-    def has_own_index(self, params: Mapping[str, Any]) -> bool:
-        """Return whether an index of the records has what the filters of a list let through, in the list's order."""
+    def keys_in(self, params: Mapping[str, Any]) -> list[Keys]:
+        """Return the keys that each filter of a list names."""
+        texts = (params.get(name, "").strip() for name in (KeyFilter.parameter_name, SEARCH_VAR))
+        return [keys_like(text) for text in texts if text]
+
+    def has_own_index(self, params: Mapping[str, Any], keys: list[Keys]) -> bool:
+        """Return whether an index of the records has what these filters let through, in the list's order."""
         trouble = params.get(TroubleFilter.parameter_name)
-        return bool(
-            params.get(KeyFilter.parameter_name) or params.get(SEARCH_VAR) or (trouble and trouble != "completed")
-        )
+        return (trouble or "completed") != "completed" or any(isinstance(found, list) for found in keys)
 
     def bounds_of(self, params: Mapping[str, Any]) -> tuple[dt.datetime, dt.datetime]:
         """Return from when until when the filters of a list let records through."""
@@ -329,9 +347,9 @@ class UsageDayAdmin(ReadOnlyAdmin):
     def unpriced(self, day: UsageDay) -> Any:
         return in_red_if(day.unpriced_requests)
 
-    @admin.display(description=_("average ms to the first byte"))
+    @admin.display(description=_("average ms to a stream's first byte"))
     def average_first_byte_ms(self, day: UsageDay) -> str:
-        return f"{day.first_byte_ms_sum / max(day.requests, 1):.0f}"
+        return f"{day.first_byte_ms_sum / day.begun_streams:.0f}" if day.begun_streams else "–"
 
     @admin.display(description=_("average own ms"))
     def average_own_ms(self, day: UsageDay) -> str:

@@ -66,6 +66,29 @@ def test_records_are_exported_beyond_the_first_page_and_by_filter(operator: Clie
     assert len(rows) == 45
 
 
+@pytest.mark.parametrize("query", ["?key=team", "?q=team"])
+def test_all_that_many_keys_used_is_exported(operator: Client, query: str) -> None:
+    record_events([event(key=f"k{n}", at=timezone.now()) for n in range(60)])
+    ApiKey.objects.exclude(pk=ApiKey.objects.latest("pk").pk).update(label="Team")
+    assert len(exported(operator, f"/admin/billing/usagerecord/export/{query}")) == 59
+    assert len(exported(operator, "/admin/billing/usageday/export/?key=team")) == 59
+
+
+@pytest.mark.parametrize(
+    ("model", "query"), [("apikey", "?blocked__exact=bad"), *((model, "?utm=1") for model in LISTS)]
+)
+def test_what_no_list_can_be_filtered_by_leads_back_to_the_list(operator: Client, model: str, query: str) -> None:
+    answer = operator.get(f"/admin/billing/{model}/export/{query}", follow=True)
+    assert answer.status_code == 200
+    assert (answer.request["PATH_INFO"], answer.request["QUERY_STRING"]) == (f"/admin/billing/{model}/", "e=1")
+
+
+def test_an_export_is_of_all_pages_and_reads_none(operator: Client, django_assert_max_num_queries: Any) -> None:
+    record_events([event(key=f"k{n}", at=timezone.now()) for n in range(30)])
+    with django_assert_max_num_queries(8):
+        assert len(exported(operator, "/admin/billing/apikey/export/?p=99")) == 30
+
+
 def test_the_button_carries_the_filters(operator: Client) -> None:
     page = operator.get("/admin/billing/apikey/?blocked__exact=1&q=a").content.decode()
     assert "/admin/billing/apikey/export/?blocked__exact=1&amp;q=a" in page

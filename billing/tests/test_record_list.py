@@ -10,7 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from billing.admin.record_list import Cursor
-from billing.models import UsageRecord
+from billing.models import ApiKey, UsageRecord
 from billing.services import record_events
 from billing.tests.samples import event
 
@@ -76,6 +76,45 @@ def test_filters_find_all_that_there_is_page_by_page(operator: Client, query: st
     assert [pk for page in walk(operator, URL + query) for pk in page] == ids(**wanted)
 
 
+def many_keys(*, records_each: int = 2, every: dt.timedelta) -> None:
+    """Let 120 keys be labelled "Team", among records of others."""
+    now = timezone.now()
+    events = [event(key=f"team-{n % 120}", at=now - every * n) for n in range(120 * records_each)]
+    record_events([event(key="other", at=now - MINUTE * 20 * n) for n in range(200)] + events)
+    ApiKey.objects.exclude(fingerprint=event(key="other").key_fingerprint).update(label="Team")
+
+
+@pytest.mark.parametrize(
+    "query", ["?key=team", "?q=team", "?key=team&model=gpt-4o-mini", "?key=team&trouble=completed"]
+)
+def test_the_records_of_many_keys_are_all_found(operator: Client, query: str) -> None:
+    many_keys(every=MINUTE * 50)
+    assert [pk for page in walk(operator, URL + query) for pk in page] == ids(key__label="Team")
+
+
+def test_seldom_used_keys_are_found_on_their_days_at_once(operator: Client, django_assert_max_num_queries: Any) -> None:
+    many_keys(records_each=1, every=dt.timedelta(hours=16))
+    with django_assert_max_num_queries(12):
+        page = operator.get(URL, {"key": "team"}).context["cl"].result_list
+    assert [record.pk for record in page] == ids(key__label="Team")[:20]
+
+
+def test_what_is_rarer_than_a_page_looks_for_is_found_behind_its_link(operator: Client) -> None:
+    now = timezone.now()
+    hours = [event(at=now - dt.timedelta(hours=n), model="rare") for n in range(600)]
+    record_events([*hours, event(at=now - dt.timedelta(hours=601), model="rare", outcome="timeout")])
+    pages = walk(operator, URL + "?model=rare&trouble=timeout")
+    assert [pk for page in pages for pk in page] == ids(outcome="timeout")
+
+
+@pytest.mark.parametrize("list_", ["usagerecord", "usageday"])
+def test_the_last_day_there_is_is_none(operator: Client, list_: str) -> None:
+    record_events([event(at=timezone.now())])
+    url = f"/admin/billing/{list_}/"
+    assert len(operator.get(url, {"day": "9999-12-31"}).context["cl"].result_list) == 1
+    assert operator.get(f"{url}export/", {"day": "9999-12-31"}).status_code == 200
+
+
 def test_a_day_has_its_own_records_alone(operator: Client) -> None:
     noon = timezone.now().replace(hour=12, minute=0, second=0, microsecond=0) - dt.timedelta(days=5)
     record_events([event(at=noon + dt.timedelta(hours=hours)) for hours in (-13, -12, 0, 11, 12)])
@@ -96,7 +135,19 @@ def test_a_busy_hour_is_read_in_parts(operator: Client, django_assert_max_num_qu
     ]
 
 
-@pytest.mark.parametrize("before", ["", "x", "2026-01-01", "2026-13-01T00:00:00+00:00~", "~~", "2026-01-01T00:00:00~a"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "x",
+        "2026-01-01",
+        "2026-13-01T00:00:00+00:00~",
+        "~~",
+        "2026-01-01T00:00:00~a",
+        "0001-01-01T00:00+14:00~",
+        "9999-12-31T23:59:59.999999+00:00~",
+    ],
+)
 def test_a_cursor_that_is_none_shows_the_newest(operator: Client, before: str) -> None:
     record_events([event(at=timezone.now())])
     assert len(operator.get(URL, {"before": before}).context["cl"].result_list) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from decimal import Decimal
 
 import pytest
@@ -11,6 +12,7 @@ from asgiref.sync import sync_to_async
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
+from billing.events import Usage
 from billing.models import ApiKey
 from billing.services import record_events
 from billing.tests.routes import BEARER, DAY, body_of, used
@@ -30,9 +32,19 @@ def test_usage_lists_the_days_of_the_key(client: Client, key: ApiKey) -> None:
         "message": "执行成功",
         "data": {
             "cost": 0.08,
-            "rows": [chat | {"model": "gpt-4o-mini", "cost": 0.08}, chat | {"model": "nobody-knows-me", "cost": 0}],
+            "unpriced_requests": 1,
+            "rows": [
+                chat | {"model": "gpt-4o-mini", "cost": 0.08, "unpriced_requests": 0},
+                chat | {"model": "nobody-knows-me", "cost": 0, "unpriced_requests": 1},
+            ],
         },
     }
+
+
+def test_costs_are_written_without_an_exponent(client: Client, key: ApiKey) -> None:
+    record_events([used(model="nobody-knows-me"), used(model="gpt-4.1-nano", usage=Usage(input_tokens=3))])
+    told = client.get("/pro/usage", headers=BEARER).content.decode()
+    assert re.findall(r'"cost":([^,}]+)', told) == ["0.0800003", "0.0000003", "0.0800000", "0.0000000"]
 
 
 def test_usage_keeps_to_the_dates_both_inclusive(client: Client) -> None:
@@ -91,10 +103,12 @@ async def test_usage_is_streamed_as_csv() -> None:
     events = [used(at=timezone.now() - DAY * age) for age in range(80)]
     await sync_to_async(record_events)([*events, used(model='＝HYPERLINK("evil")')])
     lines = await csv_of()
-    assert ",".join(lines[0]) == "date,model,endpoint,requests,input_tokens,cached_input_tokens,output_tokens,cost"
+    names = "date,model,endpoint,requests,input_tokens,cached_input_tokens,output_tokens,cost,unpriced_requests"
+    assert lines[0] == names.split(",")
     assert len(lines) == 1 + 81
     assert [line[0] for line in lines[1:]] == sorted(line[0] for line in lines[1:])
-    assert sum(Decimal(line[-1]) for line in lines[1:]) == Decimal("6.4")
+    assert sum(Decimal(line[-2]) for line in lines[1:]) == Decimal("6.4")
+    assert [line[-2:] for line in lines if line[-1] == "1"] == [["0.0000000", "1"]]
     assert [line[1] for line in lines if "evil" in line[1]] == ['\'＝HYPERLINK("evil")']
     # To the last day that there is.
     assert len(await csv_of("&start=9999-12-01&end=9999-12-31")) == 1

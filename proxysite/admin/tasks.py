@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Callable
 from typing import Any
 
-from django.contrib import admin
-from django.db.models import Model
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.db.models import Field, Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_noop, ngettext
 from django.utils.translation import gettext_lazy as _
 from django_celery_beat import admin as beat_admin
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 from unfold.admin import TabularInline
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+from billing.admin import audit, confirm
 from billing.admin.base import ListAdmin, ReadOnlyAdmin, alarming
 from proxysite.models import TaskRun
 from proxysite.schedule import DESCRIPTION
@@ -28,6 +33,15 @@ _STATES = {
     "off": _("switched off"),
 }
 _BAD = ("late", "failed")
+_CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+# What django-celery-beat says in English only.
+_SAID_OF_SCHEDULES = (
+    gettext_noop("One of clocked, interval, crontab, or solar must be set."),
+    gettext_noop("Only one of clocked, interval, crontab, or solar must be set"),
+    gettext_noop("clocked must be one off, one_off must set True"),
+)
+PeriodicTask._meta.get_field("task").verbose_name = _("Task Name")
 
 
 @admin.register(TaskRun)
@@ -77,6 +91,12 @@ class _TaskForm(beat_admin.PeriodicTaskForm):
         written: str = self.cleaned_data["description"]
         return DESCRIPTION if written == gettext(DESCRIPTION) else written
 
+    def validate_unique(self) -> None:
+        super().validate_unique()
+        for error in itertools.chain.from_iterable(self.errors.as_data().values()):
+            if error.message in _SAID_OF_SCHEDULES:
+                error.message = gettext(error.message)
+
 
 class _TaskInline(TabularInline):
     model = PeriodicTask
@@ -109,10 +129,58 @@ class PeriodicTaskAdmin(beat_admin.PeriodicTaskAdmin, ListAdmin):
         (_("Execution"), {"fields": ("expires", "expire_seconds", "queue", "priority")}),
     )
     readonly_fields = ("last_run_at",)
+    actions = ("enable", "disable", "run")
 
     @admin.display(description=_("Schedule"))
     def every(self, task: PeriodicTask) -> str:
         return str(task.scheduler)
+
+    @admin.action(description=_("Enable"), permissions=["change"])
+    def enable(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
+        if not confirm.is_confirmed(request):
+            explanation = _("From now on these tasks run as they are scheduled:")
+            return confirm.question(
+                self, request, tasks, action="enable", title=_("Enable tasks"), explanation=explanation
+            )
+        count = self._turn(request, tasks, is_on=True)
+        self.message_user(request, ngettext("%d task enabled.", "%d tasks enabled.", count) % count, messages.SUCCESS)
+        return None
+
+    @admin.action(description=_("Disable"), permissions=["change"])
+    def disable(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
+        if not confirm.is_confirmed(request):
+            explanation = _("From now on these tasks run no more, until they are enabled again:")
+            return confirm.question(
+                self, request, tasks, action="disable", title=_("Disable tasks"), explanation=explanation
+            )
+        count = self._turn(request, tasks, is_on=False)
+        self.message_user(request, ngettext("%d task disabled.", "%d tasks disabled.", count) % count, messages.SUCCESS)
+        return None
+
+    @admin.action(description=_("Run now"), permissions=["change"])
+    def run(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
+        if not confirm.is_confirmed(request):
+            explanation = _("Each of these tasks runs once now, whatever its schedule says:")
+            return confirm.question(self, request, tasks, action="run", title=_("Run tasks"), explanation=explanation)
+        self.celery_app.loader.import_default_modules()
+        for task in tasks:
+            known = self.celery_app.tasks.get(task.task)
+            if known is None:
+                self.message_user(request, _("There is no task %(name)s.") % {"name": task.task}, messages.ERROR)
+                continue
+            known.apply_async(json.loads(task.args), json.loads(task.kwargs), queue=task.queue or None)
+            self.log_change(request, task, gettext_noop("run by hand"))
+            self.message_user(request, _("%(name)s is started.") % {"name": task.name}, messages.SUCCESS)
+        return None
+
+    def _turn(self, request: HttpRequest, tasks: QuerySet[PeriodicTask], *, is_on: bool) -> int:
+        """Return how many were not so already; each of them is written down."""
+        turned = list(tasks.exclude(enabled=is_on))
+        for task in turned:
+            task.enabled = is_on
+            task.save(update_fields=["enabled", "last_run_at"])
+            self.log_change(request, task, audit.changed(task, enabled=(not is_on, is_on)))
+        return len(turned)
 
 
 @admin.register(IntervalSchedule)
@@ -122,10 +190,27 @@ class IntervalScheduleAdmin(ListAdmin):
 
 @admin.register(CrontabSchedule)
 class CrontabScheduleAdmin(ListAdmin):
-    list_display = ("__str__", "human_readable")
+    list_display = (*_CRON_FIELDS, "timezone")
     inlines = (_TaskInline,)
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name in _CRON_FIELDS:
+            kwargs["validators"] = [_in_our_words(db_field)]
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
 
 
 @admin.register(ClockedSchedule)
 class ClockedScheduleAdmin(ListAdmin):
     inlines = (_TaskInline,)
+
+
+def _in_our_words(field: Field[Any, Any]) -> Callable[[str], None]:
+    """Return a check that fails as those of the field do, which say why in English only."""
+
+    def check(value: str) -> None:
+        try:
+            field.run_validators(value)
+        except ValidationError as exc:
+            raise ValidationError(_("%(value)s cannot stand in a crontab here."), params={"value": value}) from exc
+
+    return check

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import axes
 import django
+import django_celery_beat
 import polib
 import unfold
 from django.utils.translation import trans_real
@@ -24,6 +25,7 @@ FOLDERS = (
     *(ROOT / name for name in ("billing", "gateway", "proxysite", "sessions_api", "templates/admin")),
     Path(unfold.__file__).parent,
     Path(axes.__file__).parent,
+    Path(django_celery_beat.__file__).parent,
 )
 # Of unfold, what goes with libraries that are not installed here.
 _LEFT_OUT = re.compile(r"unfold/contrib/(constance|guardian|import_export|location_field|simple_history|inlines)/")

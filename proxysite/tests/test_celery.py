@@ -193,6 +193,33 @@ def test_old_and_damaged_messages_do_not_pile_up(embedded: LiveProxy) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_files_that_a_full_disk_has_cut_stop_nothing(embedded: LiveProxy) -> None:
+    folder = embedded.var_dir / "celery"
+    embedded.stop()
+    (exchange,) = (folder / "control").glob("*.exchange")
+    whole = exchange.read_text()
+    exchange.write_text("")
+    _cut_messages(embedded)
+    log_chars = len(embedded.log)
+    embedded.start()
+    wait_for_beats(embedded, 2)
+    assert exchange.read_text() == whole
+    assert not list(folder.rglob("*_cut.*"))
+    assert "Traceback" not in embedded.log[log_chars:]
+    # Of those that come while it runs one may end it; the next process starts without the others.
+    _cut_messages(embedded)
+    wait_until(lambda: not list(folder.rglob("*_cut.*")), embedded)
+    wait_for_beats(embedded, 2)
+
+
+def _cut_messages(proxy: LiveProxy) -> None:
+    """Leave what a disk that is full has of messages: nothing, or their beginning."""
+    queue = proxy.environment["REDIS_KEY_PREFIX"]
+    for number in range(20):
+        message = proxy.var_dir / "celery" / "messages" / f"{number}_cut.{queue}.msg"
+        message.write_text("" if number % 2 else '{"body": "')
+
+
 def _message(*, expires: str | None) -> str:
     """Return a heartbeat as beat writes it into the folder."""
     heartbeat.apply_async()

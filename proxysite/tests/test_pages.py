@@ -90,6 +90,15 @@ def test_search_engines_find_both_languages(own_proxy: LiveProxy) -> None:
     assert own_proxy.get("/static/site/og.png").headers["content-type"] == "image/png"
 
 
+@pytest.mark.parametrize(("prefix", "reference"), [("/", "/docs/api/"), ("/en/", "/docs/api/?lang=en")])
+@pytest.mark.parametrize("path", ["", "docs/conversations/", "nothing"])
+def test_the_reference_is_linked_in_the_language_of_the_address(
+    own_proxy: LiveProxy, prefix: str, path: str, reference: str
+) -> None:
+    page = own_proxy.get(f"{prefix}{path}", headers=HTML | {"Accept-Language": "zh-CN"}).text
+    assert {link for link in Outline(page).links if "/docs/api/" in link} == {reference}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_both_languages_say_the_same_in_the_same_order(own_proxy: LiveProxy, name: str) -> None:
     chinese, english = (
@@ -198,6 +207,8 @@ def test_another_client_gets_an_error_that_sdks_understand_and_the_way(own_proxy
     assert f"{own_proxy.url}/v1" in error["message"]
     assert answer.headers["access-control-allow-origin"] == "*"
     assert own_proxy.get("/nothing").json()["error"]["message"] == "There is nothing at /nothing."
+    told = own_proxy.get("/dashboard/billing/usage/").json()["error"]["message"]
+    assert told == "There is nothing at /dashboard/billing/usage/. Did you mean /dashboard/billing/usage?"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +248,12 @@ def test_the_docs_list_every_error_of_the_gateway(own_proxy: LiveProxy) -> None:
     page = own_proxy.get("/en/docs/errors/").text
     listed = {(int(status), code) for status, code in re.findall(r"<td>(\d+)</td><td><code>(\w+)</code>", page)}
     assert listed == _codes(errors.GatewayError)
+
+
+def test_the_docs_list_every_refusal_of_a_conversation(own_proxy: LiveProxy) -> None:
+    page = own_proxy.get("/en/docs/conversations/").text
+    source = "".join((ROOT / "sessions_api" / name).read_text() for name in ("chat.py", "chat_request.py"))
+    assert {"401", "403", "404", *re.findall(r"ProError\((4\d\d)", source)} <= set(re.findall(r"<td>(\d+)</td>", page))
 
 
 def test_the_limits_in_the_docs_are_those_of_the_settings() -> None:

@@ -13,6 +13,7 @@ from proxysite.pages import PAGES
 from proxysite.tests.browser import PHONE_PX, Visit, Watch
 
 _MOST_BYTES = 100_000
+_SMALLEST_PHONE_PX = 320
 _SANDBOX_KEY = "sk-sandbox"
 _LANGUAGES = ("zh-hans", "en")
 _DARK, _LIGHT = "rgb(14, 19, 17)", "rgb(250, 250, 247)"
@@ -47,7 +48,9 @@ def test_a_page_is_light_and_no_wider_than_a_phone(
 ) -> None:
     page = visit(own_proxy, path, width_px=PHONE_PX)
     assert 10_000 < watches[0].loaded_bytes() < _MOST_BYTES
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE_PX
+    for width_px in (PHONE_PX, _SMALLEST_PHONE_PX):
+        page.set_viewport_size({"width": width_px, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width_px
 
 
 @pytest.mark.parametrize("language", _LANGUAGES)
@@ -212,6 +215,25 @@ def test_a_models_name_with_markup_stays_text(own_proxy: LiveProxy, visit: Visit
     page.click(".use-sample")
     expect(page.locator(".key-result tbody th")).to_have_text(hostile)
     assert page.locator(".key-result img").count() == 0
+
+
+@pytest.mark.parametrize(("language", "word"), [("zh-hans", "未定价"), ("en", "unpriced")])
+def test_what_has_no_known_price_is_not_shown_as_free(
+    own_proxy: LiveProxy, visit: Visit, language: str, word: str
+) -> None:
+    _use_sandbox_key(own_proxy)
+    page = visit(own_proxy, f"/{language}/")
+    row = {"date": "2026-01-01", "model": "priced", "endpoint": "/v1/x", "requests": 1, "cost": 2.5}
+    row |= {"input_tokens": 1, "cached_input_tokens": 0, "output_tokens": 1, "unpriced_requests": 0}
+    rows = [
+        row,
+        row | {"model": "both", "unpriced_requests": 1},
+        row | {"model": "b", "cost": 0, "unpriced_requests": 1},
+    ]
+    answer = {"code": 200, "message": "Success", "data": {"cost": 5, "unpriced_requests": 2, "rows": rows}}
+    page.route("**/pro/usage", lambda route: route.fulfill(json=answer))
+    page.click(".use-sample")
+    expect(page.locator(".key-result tbody td:last-child")).to_have_text(["$2.50", f"$2.50 + {word}", word])
 
 
 # Without JavaScript

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
+from billing.admin.audit import said_in, values_in
+from proxysite.celery import app
 from proxysite.models import TaskRun
 from proxysite.schedule import DESCRIPTION
 
 pytestmark = pytest.mark.django_db
+TASKS = "/admin/django_celery_beat/periodictask/"
 
 
 @pytest.fixture
@@ -83,3 +88,74 @@ def test_an_operator_switches_a_task_off(operator: Client) -> None:
     assert answer.status_code == 302, answer.content.decode()[-3000:]
     task.refresh_from_db()
     assert task.enabled is False
+
+
+# Actions
+
+
+def make_task(name: str, *, task: str = "proxysite.tasks.heartbeat", enabled: bool = True) -> PeriodicTask:
+    interval, _ = IntervalSchedule.objects.get_or_create(every=1, period="days")
+    return PeriodicTask.objects.create(name=name, task=task, interval=interval, enabled=enabled)
+
+
+def ask(client: Client, action: str, *tasks: PeriodicTask, **given: str) -> str:
+    """Return the page that an action of the list leads to, as readers of English see it."""
+    fields = {"action": action, "_selected_action": [task.pk for task in tasks], **given}
+    answer = client.post(TASKS, fields, follow=True, headers={"accept-language": "en"})
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+@pytest.mark.parametrize(("action", "is_on"), [("enable", True), ("disable", False)])
+def test_tasks_are_switched_once_it_is_confirmed_and_each_is_written_down(
+    operator: Client, action: str, is_on: bool
+) -> None:
+    tasks = [make_task("mine", enabled=not is_on), make_task("yours", enabled=is_on)]
+    assert "Yes, I’m sure" in ask(operator, action, *tasks)
+    assert PeriodicTask.objects.filter(enabled=is_on).count() == 1
+    assert f"1 task {action}d." in ask(operator, action, *tasks, confirmed="yes")
+    assert PeriodicTask.objects.filter(enabled=is_on).count() == 2
+    entry = LogEntry.objects.get()
+    assert entry.object_id == str(tasks[0].pk)
+    assert [value[1:] for value in values_in(entry)] == [("No", "Yes") if is_on else ("Yes", "No")]
+
+
+def test_a_task_is_run_once_it_is_confirmed_and_that_is_written_down(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.conf, "task_always_eager", True)
+    tasks = [make_task("mine"), make_task("lost", task="nothing.has.this.name")]
+    assert "Yes, I’m sure" in ask(operator, "run", *tasks)
+    assert not TaskRun.objects.exists()
+    page = ask(operator, "run", *tasks, confirmed="yes")
+    assert "mine is started." in page
+    assert "There is no task nothing.has.this.name." in page
+    assert TaskRun.objects.get().outcome == TaskRun.Outcome.SUCCEEDED
+    assert [(entry.object_repr, said_in(entry)) for entry in LogEntry.objects.all()] == [(str(tasks[0]), "run by hand")]
+
+
+@pytest.mark.parametrize(
+    "action", ["enable", "disable", "run", "enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks"]
+)
+def test_who_may_only_look_at_tasks_can_do_nothing_with_them(action: str) -> None:
+    user = User.objects.create_user("looker", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_periodictask"))
+    client = Client()
+    client.force_login(user)
+    task = make_task("mine", enabled=not action.startswith("enable"))
+    before = task.enabled
+    ask(client, action, task, confirmed="yes")
+    task.refresh_from_db()
+    assert task.enabled is before
+    assert not LogEntry.objects.exists()
+
+
+def test_what_makes_no_schedule_is_said_in_the_readers_language(operator: Client) -> None:
+    operator.defaults["HTTP_ACCEPT_LANGUAGE"] = "zh-CN"
+    given = {"name": "mine", "task": "proxysite.tasks.heartbeat", "args": "[]", "kwargs": "{}", "headers": "{}"}
+    page = operator.post(f"{TASKS}add/", given).content.decode()
+    assert "必须选择一个间隔、crontab 或定时时间。" in page
+    cron = {"minute": "x", "hour": "*", "day_of_month": "*", "month_of_year": "*", "day_of_week": "*"}
+    page = operator.post("/admin/django_celery_beat/crontabschedule/add/", cron | {"timezone": "UTC"}).content.decode()
+    assert "x 不能用在 crontab 的此处。" in page
+    assert re.findall("No enumeration|Task Name|Cron Months|Cron Days", page) == []

@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 from django.utils.translation import trans_real
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from billing.models import ApiKey, Grant, ModelPrice, Purge, UsageDay, UsageRecord
 from billing.services import record_events
@@ -28,7 +29,7 @@ _NOT_ENGLISH = re.compile(
 )
 _DATA = re.compile(
     r"gpt-4o-mini|/v1/[\w/]+|sk-…wxyz|[0-9a-f]{8,}|operator|Anna|mine|Mozilla|<unknown>"
-    r"|genai-prices|[A-Z2-7]{4}( [A-Z2-7]{4})+|pbkdf2_sha256|[\w+/=]+\*+",
+    r"|genai-prices|proxysite\.tasks\.heartbeat|\(m/h/dM/MY/d\)|[A-Z2-7]{4}( [A-Z2-7]{4})+|pbkdf2_sha256|[\w+/=]+\*+",
     re.IGNORECASE,
 )
 _SHOWN = ("title", "placeholder", "aria-label", "alt", "data-label")
@@ -111,6 +112,9 @@ def operator(client: Client) -> Client:
     record_events([event(at=timezone.now()), event(at=timezone.now(), outcome="timeout", status=0, model="mine")])
     key = ApiKey.objects.get()
     Grant.objects.create(key=key, amount_usd=1, given_by=user, reason="Anna")
+    interval = IntervalSchedule.objects.create(every=1, period="days")
+    PeriodicTask.objects.create(name="mine", task="proxysite.tasks.heartbeat", interval=interval)
+    PeriodicTask.objects.create(name="Anna", task="mine", crontab=CrontabSchedule.objects.create(hour="4"))
     ModelPrice.objects.create(model="mine", valid_from=timezone.now(), input=1)
     Purge.objects.create(before=timezone.now().date())
     seen = {"username": "operator", "ip_address": "127.0.0.1", "user_agent": "Mozilla", "path_info": "/admin/login/"}

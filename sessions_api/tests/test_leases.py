@@ -6,14 +6,16 @@ import itertools
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import httpx2 as httpx
 import pytest
 
 from gateway.tests.fake_upstream import FakeUpstream
 from gateway.tests.live import LiveProxy
+from sessions_api.leases import Queues
 from sessions_api.tests.conversations import EMPTY, execute, held_turn, say, sent_up, sibling, stored
+from sessions_api.turns import SessionBusyError
 
 
 def test_messages_to_one_session_are_taken_one_after_the_other(
@@ -74,3 +76,16 @@ def test_a_turn_whose_session_was_deleted_meanwhile_stores_nothing(
         gate.open()
         assert first.result().status_code == 409
     assert stored(chat_proxy) == EMPTY
+
+
+async def test_who_lets_the_next_one_in_early_lets_nobody_else_in_at_the_end() -> None:
+    queues, session = Queues(), ("fingerprint", "s")
+    async with AsyncExitStack() as second:
+        async with queues.first_of(session, timeout_s=60) as let_next:
+            let_next()
+            await second.enter_async_context(queues.first_of(session, timeout_s=60))
+            let_next()
+        with pytest.raises(SessionBusyError):
+            await second.enter_async_context(queues.first_of(session, timeout_s=0))
+    async with queues.first_of(session, timeout_s=0):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_it_is_written_in_the_readers_language(chat_proxy: LiveProxy) -> None:
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "Accept-Language" in answer.headers["vary"]
     assert "执行成功" not in chat_proxy.get(DOCUMENT + "?lang=en").text
+
+
+def test_search_engines_and_readers_find_both_languages(chat_proxy: LiveProxy) -> None:
+    page = chat_proxy.get("/docs/api/", params={"lang": "en"}, headers={"Accept-Language": "zh-CN"}).text
+    url = f"{chat_proxy.url}/docs/api/"
+    assert re.findall(r'<link rel="alternate" hreflang="([^"]+)" href="([^"]+)">', page) == [
+        ("zh-Hans", f"{url}?lang=zh-hans"),
+        ("en", f"{url}?lang=en"),
+        ("x-default", url),
+    ]
+    assert f'<link rel="canonical" href="{url}?lang=en">' in page
+    assert 'href="/en/docs/"' in page
+    assert 'href="/docs/"' in chat_proxy.get("/docs/api/").text
 
 
 def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@
     var found = new Map();
     var today = Date.now();
     for (var back = count - 1; back >= 0; back--) {
-      var day = { date: new Date(today - back * 86400000).toISOString().slice(0, 10), cost: 0, requests: 0 };
+      var day = { date: new Date(today - back * 86400000).toISOString().slice(0, 10), cost: 0, requests: 0, unpriced_requests: 0 };
       days.push(day);
       found.set(day.date, day);
     }
@@ -84,6 +84,7 @@
       if (!day) return;
       day.cost += row.cost;
       day.requests += row.requests;
+      day.unpriced_requests += row.unpriced_requests;
     });
     return days;
   }
@@ -142,19 +143,26 @@
     return "$" + (value >= 1000 ? Math.round(value / 100) / 10 + "k" : String(+value.toPrecision(2)));
   }
 
+  // What has no known price is not for free.
+  function costOf(sums) {
+    if (!sums.unpriced_requests) return money.format(sums.cost);
+    return (sums.cost ? money.format(sums.cost) + " + " : "") + form.dataset.unpriced;
+  }
+
   function read(day) {
     form.querySelector(".chart-reading").textContent =
-      day.date + " · " + money.format(day.cost) + " · " + whole.format(day.requests) + " " + form.dataset.requests;
+      day.date + " · " + costOf(day) + " · " + whole.format(day.requests) + " " + form.dataset.requests;
   }
 
   // The table
 
   function fillTable(rows) {
     var models = new Map();
-    var names = ["requests", "input_tokens", "cached_input_tokens", "output_tokens", "cost"];
+    var shown = ["requests", "input_tokens", "cached_input_tokens", "output_tokens", "cost"];
+    var names = shown.concat("unpriced_requests");
     rows.forEach(function (row) {
       var name = row.model || form.dataset.other;
-      if (!models.has(name)) models.set(name, { model: name, requests: 0, input_tokens: 0, cached_input_tokens: 0, output_tokens: 0, cost: 0 });
+      if (!models.has(name)) models.set(name, { model: name, requests: 0, input_tokens: 0, cached_input_tokens: 0, output_tokens: 0, cost: 0, unpriced_requests: 0 });
       names.forEach(function (field) { models.get(name)[field] += row[field]; });
     });
     var sorted = Array.from(models.values()).sort(function (one, other) { return other.cost - one.cost || other.requests - one.requests; });
@@ -164,10 +172,10 @@
       head.scope = "row";
       head.textContent = sums.model;
       line.append(head);
-      names.forEach(function (field) {
+      shown.forEach(function (field) {
         var cell = document.createElement("td");
         cell.className = "number";
-        cell.textContent = (field === "cost" ? money : whole).format(sums[field]);
+        cell.textContent = field === "cost" ? costOf(sums) : whole.format(sums[field]);
         line.append(cell);
       });
       return line;
