@@ -140,7 +140,7 @@ class Realtime:
         GatewayError when there is none; InvalidStatus, with the whole answer, when the upstream refuses.
         """
         relay, headers = self.relay, scope["headers"]
-        if self._sandbox is not None and wire.bearer_key(headers) == self._sandbox_key:
+        if self._sandbox is not None and wire.api_key_of(headers) == self._sandbox_key:
             try:
                 async with asyncio.timeout(relay.limits.first_byte_timeout_s):
                     return await self._sandbox(scope["target"], scope["subprotocols"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.conf import settings
@@ -13,6 +14,8 @@ _SETTINGS = "settings"
 # What an operator can have set wrongly. The others look for mistakes in code, and load all of the admin to do so.
 OF_SETTINGS = (_SETTINGS, Tags.caches, Tags.compatibility, Tags.security, Tags.translation)
 _CURE = "Set REDIS_URL, or WORKERS=1."
+# Of an upstream's address: `settings` has already taken off the /v1 of a base URL as clients have it.
+_ROUTE = re.compile(r"/v1(/(chat/completions|completions|responses|embeddings|models))?$", re.IGNORECASE)
 
 
 @register(_SETTINGS)
@@ -24,3 +27,14 @@ def workers_count_together(app_configs: Any, **kwargs: Any) -> list[CheckMessage
         return [Error(trouble, hint=_CURE, id="gateway.E001")]
     said = f"{settings.WORKERS} workers without Redis: each counts for itself what BALANCE_RATE_PER_MINUTE allows"
     return [Warning(said, hint=_CURE, id="billing.W001")]
+
+
+@register(_SETTINGS)
+def upstream_is_a_base(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Routes are put behind the upstream's address, from /v1 on."""
+    route = _ROUTE.search(settings.UPSTREAM_URL)
+    if route is None:
+        return []
+    base = settings.UPSTREAM_URL[: route.start()]
+    said = f"UPSTREAM_URL ends in {route[0]}: requests would go to {settings.UPSTREAM_URL}/v1/…"
+    return [Warning(said, hint=f"Set UPSTREAM_URL={base}", id="gateway.W001")]

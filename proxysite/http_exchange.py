@@ -90,6 +90,14 @@ class Exchange:
         self.more_body = False
         self._wake()
 
+    def behind_body(self, data: bytes) -> bytes | None:
+        """Return what stands behind this request in `data`, the read in which its body has ended; None if unknown."""
+        plan = self.scope.get("plan")
+        # Between the last chunk and the end of a chunked body there may be anything.
+        if self.more_body or not self._parts or plan is None or b"content-length" not in plan.at:
+            return None
+        return data[len(self._parts[-1]) :]
+
     def disconnect(self) -> None:
         """The client has left, or is not to be spoken to any more."""
         if self.disconnected:
@@ -189,8 +197,8 @@ class Exchange:
         if self.disconnected or self.response_started or self.flow.write_paused:
             return
         if self.scope["http_version"] == "1.1":
-            line = _STATUS_LINES.get((status, reason)) or _status_line(status, reason)
-            self.transport.write(_checked_head([line, *map(_line, headers)]))
+            line = _STATUS_LINES.get((status, reason)) or status_line(status, reason)
+            self.transport.write(checked_head([line, *map(_line, headers)]))
 
     def send_part(self, part: bytes) -> None:
         if not self.disconnected:
@@ -210,7 +218,7 @@ class Exchange:
             return
         self.response_started = True
         protocol = self.protocol
-        lines = [_STATUS_LINES.get((status, reason)) or _status_line(status, reason), *map(_line, headers)]
+        lines = [_STATUS_LINES.get((status, reason)) or status_line(status, reason), *map(_line, headers)]
         if not has_date:
             lines += map(_line, protocol.server_state.default_headers)
         if body_bytes < 0:
@@ -221,11 +229,11 @@ class Exchange:
                 self.keep_alive = False
         elif body_bytes != len(body):
             raise RuntimeError("the response body is not as long as its Content-Length")
-        if protocol.draining or (self.more_body and status >= 400):
+        if protocol.draining or self.more_body:
             self.keep_alive = False
         if not self.keep_alive:
             lines.append(b"connection: close")
-        self.transport.write(_checked_head(lines) + body)
+        self.transport.write(checked_head(lines) + body)
         self.response_complete = True
         self._wake()
         protocol.response_ended(self)
@@ -233,7 +241,7 @@ class Exchange:
     def _start(self, message: dict[str, Any]) -> None:
         self.response_started = True
         status, reason = message["status"], message.get("reason")
-        lines = [_STATUS_LINES.get((status, reason)) or _status_line(status, reason)]
+        lines = [_STATUS_LINES.get((status, reason)) or status_line(status, reason)]
         self._has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
         has_date = has_close = False
         for pair in message.get("headers", ()):
@@ -262,7 +270,7 @@ class Exchange:
             lines.append(b"connection: close")
         self._trailers_follow = self._chunked and message.get("trailers", False)
         # Held back until the first body part, which is often there at once: one packet then holds both.
-        self._head = _checked_head(lines)
+        self._head = checked_head(lines)
         if not message.get("body_follows"):
             self.protocol.loop.call_soon(self._flush_head)
 
@@ -340,14 +348,14 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def _status_line(status: int, reason: bytes | None) -> bytes:
+def status_line(status: int, reason: bytes | None) -> bytes:
     """Return the line for a phrase of the upstream's own, byte for byte; one that holds what none may is not sent."""
     if reason is None or not _PHRASE.fullmatch(reason):
         return _STATUS_LINES.get((status, None), b"HTTP/1.1 %d " % status)
     return b"HTTP/1.1 %d %b" % (status, reason)
 
 
-def _checked_head(lines: list[bytes]) -> bytes:
+def checked_head(lines: list[bytes]) -> bytes:
     # Neither counted, which looks at byte by byte, nor `in`, which for bytes raises an error and drops it again.
     find = b"".join(lines).find
     if find(b"\n") >= 0 or find(b"\r") >= 0 or find(b"\0") >= 0:

@@ -1,17 +1,22 @@
-"""Requests as bytes and as fields: where one ends, what its fields and its target say, what is left of an upgrade."""
+"""Requests as bytes and as fields: where one ends, what its fields and its target say, how one is refused."""
 
 from __future__ import annotations
 
 import contextlib
+import http
 import re
+import secrets
+import time
 
 import httptools
 
-from gateway.errors import BadRequestError
-from gateway.headers import Plan, RawHeaders
+from gateway.errors import BadRequestError, GatewayError, error_body, error_headers
+from gateway.headers import CORS_HEADERS, Plan, RawHeaders
 
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[^/?#]*(/[^#]*)")
 _LONGEST_LENGTH = 20  # of 64 bits
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
+_STAND_IN_METHOD = b"PUT"  # not one of those with which llhttp takes RTSP for HTTP, as POST
 
 
 class _Counter:
@@ -36,7 +41,37 @@ def end_of_messages(data: bytes, count: int) -> int:
     return low
 
 
-def without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def offers_websocket(headers: RawHeaders) -> bool:
+    """Return whether a request offers to go on as a WebSocket, among other protocols perhaps (RFC 9110 §7.8)."""
+    return b"upgrade" in _options(headers, b"connection") and b"websocket" in _options(headers, b"upgrade")
+
+
+def _options(headers: RawHeaders, field: bytes) -> set[bytes]:
+    return {option.strip().lower() for name, value in headers if name == field for option in value.split(b",")}
+
+
+def only_to_websocket(headers: RawHeaders) -> RawHeaders:
+    """Return a handshake's fields as if it had offered to go on as nothing else."""
+    return [*(pair for pair in headers if pair[0] != b"upgrade"), (b"upgrade", b"websocket")]
+
+
+def stand_in_line(behind: bytes) -> bytes:
+    """Return a request line that llhttp can read, of what stands behind a method that it may not know."""
+    target, blank, version = behind.partition(b" ")
+    if target[:4] in (b"/v1/", b"/v1?"):
+        # Byte for byte, as clients send them that do not encode; the site's pages know no such paths.
+        target = _BEYOND_ASCII.sub(b"_", target)
+    return b" ".join((_STAND_IN_METHOD, target)) + blank + version
+
+
+def stand_in_head(url: bytes, version: str, headers: RawHeaders) -> bytes:
+    """Return a head that llhttp can read, as if the request had not offered to upgrade."""
+    lines = [b"%b %b HTTP/%b" % (_STAND_IN_METHOD, _BEYOND_ASCII.sub(b"_", url), version.encode())]
+    lines += [b"%b: %b" % pair for pair in _without_upgrade(headers)]
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def _without_upgrade(headers: RawHeaders) -> RawHeaders:
     """Return a request's fields as if it had not offered to upgrade; what else `Connection` says stays."""
     kept = []
     for name, value in headers:
@@ -87,3 +122,14 @@ def length_of(headers: RawHeaders, plan: Plan) -> int:
     """Return what Content-Length says, -1 where there is none."""
     at = plan.at.get(b"content-length")
     return -1 if at is None else int(headers[at][1])
+
+
+def last_answer(error: GatewayError) -> bytes:
+    """Return an answer of the server's own, behind which its connection ends."""
+    body = error_body(error)
+    # It is in no ledger: nobody has been asked anything.
+    request_id = f"{time.time_ns():016x}{secrets.token_hex(12)}"
+    fields = error_headers(error, request_id=request_id, body_bytes=len(body))
+    lines = [b"%b: %b\r\n" % field for field in (*fields, *CORS_HEADERS, (b"connection", b"close"))]
+    head = f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n".encode("ascii")
+    return b"".join((head, *lines, b"\r\n", body))

@@ -7,11 +7,9 @@ HTTP/1.0 in chunks, refuses a 304 with a length, and knows no methods but llhttp
 from __future__ import annotations
 
 import contextlib
-import http
 import logging
 import math
 import re
-import secrets
 import time
 from typing import Any
 
@@ -19,8 +17,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.asgi import Memory
-from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, error_body, error_headers
-from gateway.headers import CORS_HEADERS, plan_of
+from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError
+from gateway.headers import plan_of
 from proxysite import settings
 from proxysite.departures import WatchedFlow
 from proxysite.http_exchange import Exchange
@@ -28,21 +26,27 @@ from proxysite.http_messages import (
     check_fields,
     check_length,
     end_of_messages,
+    last_answer,
     length_of,
+    offers_websocket,
+    only_to_websocket,
     path_and_query,
-    without_upgrade,
+    stand_in_head,
+    stand_in_line,
 )
 
 logger = logging.getLogger("proxysite.server")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 _LONGEST_METHOD = 1024
 # A field of a few bytes costs twenty times as much in memory; browsers and SDKs send some twenty.
 _MOST_FIELDS = 256
 # Requests behind one that is not answered yet; what is behind them is read when one has been answered.
 _MOST_WAITING = 16
-_STAND_IN_METHOD = b"POST"
+# CONNECT, and the methods that llhttp knows of RTSP only: what it has read there is no HTTP, and it does not tell.
+_REFUSED_METHODS = frozenset(
+    b"CONNECT DESCRIBE ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH".split()
+)
 # What most clients send in a packet of its own, right behind the head: with it a request needs no task.
 _SMALL_BODY_BYTES = 65_536
 _SMALL_BODY_SECONDS = 0.5
@@ -107,6 +111,12 @@ class HTTPProtocol(HttpToolsProtocol):
         self.transport.close()
         self.parser = None  # type: ignore[assignment]
 
+    def eof_received(self) -> None:
+        # The loop would close once all that waits has been read by the client: never, perhaps.
+        running = self._running
+        if running is not None and not running.response_complete and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     def sweep(self, now: float) -> None:
         """Close the connection if its time is up: to send a head, to be idle, or to read a last answer.
 
@@ -151,17 +161,17 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         was_in_head = self._in_head
-        was_in_body = self.cycle is not None and self.cycle.more_body
+        uploading = self.cycle if self.cycle is not None and self.cycle.more_body else None
         self._messages_in_feed = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
             self._upgrade(data[exc.args[0] :])
         except httptools.HttpParserError as exc:
-            self._go_on_behind(exc, None if was_in_body else self._begun_in(data, was_in_head=was_in_head))
+            self._go_on_behind(exc, self._begun_in(data, uploading, was_in_head=was_in_head))
         else:
             if self._in_head:
-                self._beginning = None if was_in_body else self._begun_in(data, was_in_head=was_in_head)
+                self._beginning = self._begun_in(data, uploading, was_in_head=was_in_head)
         due = self._due
         # Only now, that what has come of its body can be seen.
         if due is not None and not self._refused and not (due.more_body and self._waits_for_body(due)):
@@ -182,13 +192,18 @@ class HTTPProtocol(HttpToolsProtocol):
         if due is not None:
             self._run(due)
 
-    def _begun_in(self, data: bytes, *, was_in_head: bool) -> bytes | None:
+    def _begun_in(self, data: bytes, uploading: Exchange | None, *, was_in_head: bool) -> bytes | None:
         """Return the bytes of the last message that has begun, from its first on; None if they are not known.
 
-        `data` is what was fed last, and begins between two messages, or inside a head.
+        `data` is what was fed last, and begins between two messages, inside a head, or in the body of `uploading`.
         """
         before = self._messages_in_feed - 1
-        if was_in_head:
+        if uploading is not None:
+            behind = uploading.behind_body(data)
+            if behind is None:
+                return None
+            data = behind
+        elif was_in_head:
             if self._beginning is None:
                 return None
             data, before = self._beginning + data, before + 1
@@ -212,7 +227,7 @@ class HTTPProtocol(HttpToolsProtocol):
         """
         self._beginning = None
         line, end, rest = data.lstrip(b"\r\n").partition(b"\n")
-        method, blank, behind = line.partition(b" ")
+        method, _, behind = line.partition(b" ")
         if len(method) > _LONGEST_METHOD or not _TOKEN.fullmatch(method) or method == b"PRI":
             self._refuse_next(BadRequestError("This is not a valid HTTP/1.1 request."))
             return
@@ -221,14 +236,9 @@ class HTTPProtocol(HttpToolsProtocol):
             self._beginning = data
             self._line_begun = True
             return
-        target, blank, version = behind.partition(b" ")
-        stand_in = target
-        if target[:4] in (b"/v1/", b"/v1?"):
-            # Byte for byte, as clients send them that do not encode; the site's pages know no such paths.
-            stand_in = _BEYOND_ASCII.sub(b"_", target)
-        self._stood_in_for = method, target
+        self._stood_in_for = method, behind.partition(b" ")[0]
         self._in_head = False
-        self._feed(b" ".join((_STAND_IN_METHOD, stand_in)) + blank + version + end + rest)
+        self._feed(stand_in_line(behind) + end + rest)
 
     def _hold(self, rest: bytes | None) -> None:
         """Leave unread what stands behind as many requests as may wait."""
@@ -261,7 +271,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         version = self.parser.get_http_version()
         # Of HTTP/1.0 an upgrade is to be ignored (RFC 9110 §7.8).
-        if version == "1.1" and self._should_upgrade() and self.scope["method"] == "GET":
+        if version == "1.1" and self.scope["method"] == "GET" and offers_websocket(self.headers):
             if self.cycle is not None and not self.cycle.response_complete:
                 self._refuse_next(BadRequestError("A WebSocket handshake cannot follow an unanswered request."))
                 return
@@ -269,23 +279,16 @@ class HTTPProtocol(HttpToolsProtocol):
                 self.refuse(BadRequestError("The target of a WebSocket handshake is in ASCII."))
                 return
             self._deadline = math.inf
+            self.url = self.scope["target"]  # type: ignore[typeddict-item]
+            self.scope["headers"] = only_to_websocket(self.headers)
             self.handle_websocket_upgrade()
             if rest:
                 self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
             return
         # An upgrade that is not taken (h2c, from clients that always offer it) is an ordinary request.
-        url = self.url
-        head = [_STAND_IN_METHOD, b" ", _BEYOND_ASCII.sub(b"_", url), b" HTTP/%b\r\n" % version.encode()]
-        head += [b"%b: %b\r\n" % pair for pair in without_upgrade(self.headers)]
-        self._stood_in_for = self.scope["method"].encode("ascii"), url
+        self._stood_in_for = self.scope["method"].encode("ascii"), self.url
         self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"".join(head) + b"\r\n" + rest)
-
-    def _get_upgrade(self) -> bytes | None:
-        # uvicorn's looks at the last Connection field only.
-        tokens = {part.strip().lower() for n, v in self.headers if n == b"connection" for part in v.split(b",")}
-        asked = [value.lower() for name, value in self.headers if name == b"upgrade"]
-        return asked[-1] if asked and b"upgrade" in tokens else None
+        self._feed(stand_in_head(self.url, version, self.headers) + rest)
 
     def _refuse_next(self, error: GatewayError) -> None:
         """Refuse the message being read; whole ones before it are answered first, and nothing more is read."""
@@ -311,13 +314,7 @@ class HTTPProtocol(HttpToolsProtocol):
         elif self.pipeline:
             self.transport.abort()
             return
-        body = error_body(error)
-        # It is in no ledger: nobody has been asked anything.
-        request_id = f"{time.time_ns():016x}{secrets.token_hex(12)}"
-        fields = error_headers(error, request_id=request_id, body_bytes=len(body))
-        lines = [b"%b: %b\r\n" % field for field in (*fields, *CORS_HEADERS, (b"connection", b"close"))]
-        head = f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n".encode("ascii")
-        self.transport.write(b"".join((head, *lines, b"\r\n", body)))
+        self.transport.write(last_answer(error))
         self._linger()
 
     def _linger(self) -> None:
@@ -369,8 +366,8 @@ class HTTPProtocol(HttpToolsProtocol):
             head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if self._check_head(head_bytes):
                 return
-        if method == b"CONNECT":
-            self._refuse_next(BadRequestError("This is no tunnel to other hosts."))
+        if method in _REFUSED_METHODS and method in (b"CONNECT", self.parser.get_method()):
+            self._refuse_next(BadRequestError("This is no tunnel to other hosts, and speaks no RTSP."))
             return
         try:
             self.scope = self._scope_of(method)  # type: ignore[assignment]

@@ -8,10 +8,10 @@ text, and is silent where one breaks websockets' limits.
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 import secrets
 from collections import deque
+from email.utils import formatdate
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
@@ -22,10 +22,19 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
-from gateway.errors import BadRequestError, GatewayError, HeadersTooLargeError, ShuttingDownError, error_body
+from gateway.errors import (
+    BadRequestError,
+    GatewayError,
+    HeadersTooLargeError,
+    ShuttingDownError,
+    error_body,
+    error_headers,
+)
 from gateway.frames import MESSAGE_OVERHEAD_BYTES, NO_CODE, WAITING_BYTES, Assembler, Keepalive
+from gateway.headers import CORS_HEADERS, RawHeaders
 from proxysite import settings
 from proxysite.departures import departures
+from proxysite.http_exchange import checked_head, status_line
 
 logger = logging.getLogger("proxysite.websocket")
 # For what is inherited: it logs query strings at INFO, header fields and messages at DEBUG.
@@ -77,6 +86,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._task: asyncio.Task[None] | None = None
         self._descriptor = -1  # by which departures knows this connection, once it has been paused
         self._has_left = False
+        self._refusal: Any = None  # the ASGI message that begins an answer which is no 101
 
     # The application
 
@@ -114,9 +124,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await self.writable.wait()
         if self.close_sent or self.transport.is_closing():
             raise ClientDisconnected
-        if message["type"] == "websocket.close" and message["code"] == NO_CODE:
-            message = {**message, "code": None}
-        await super().send(message)
+        kind = message["type"]
+        if kind in ("websocket.send", "websocket.accept", "websocket.close"):
+            if kind == "websocket.close" and message["code"] == NO_CODE:
+                message = {**message, "code": None}
+            await super().send(message)
+        elif kind == "websocket.http.response.start":
+            self._refusal = message
+        else:
+            # uvicorn would add what an upstream has not sent: a type, and a length where there can be no body.
+            self._answer(self._refusal["status"], self._refusal["headers"], message["body"])
 
     # From the client
 
@@ -262,6 +279,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             # Behind messages that nobody may ever take, the application would learn of it too late.
             self.loop.call_later(_LAST_WORDS_SECONDS, self._end_session)
 
+    def eof_received(self) -> None:
+        # As of HTTP; behind a goodbye what waits is still to be read.
+        if self.conn.state is OPEN and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     def _client_left(self) -> None:
         # Where it is read from, its end will be read, behind what it has sent.
         self._has_left = True
@@ -311,19 +333,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Answer the handshake with an error of the server's own."""
         if self.close_sent or self.transport.is_closing():
             return
-        self.handshake_complete = self.close_sent = True
         body = error_body(error)
-        lines = [
-            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}",
-            "content-type: application/json; charset=utf-8",
-            f"content-length: {len(body)}",
-            "connection: close",
-            "access-control-allow-origin: *",
-        ]
-        if error.retry_after_s is not None:
-            lines.append(f"retry-after: {error.retry_after_s}")
-        lines += [f"{name.decode()}: {value.decode()}" for name, value in error.headers]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("ascii") + body)
+        self._answer(error.status, error_headers(error, request_id="", body_bytes=len(body)) + CORS_HEADERS, body)
+
+    def _answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Answer the handshake, otherwise than with a WebSocket. Raises RuntimeError for a field with a line break."""
+        fields = [field for field in headers if field[0].lower() != b"content-length"]
+        if status not in (204, 304):  # RFC 9110 §8.6, §15.4.5
+            fields.append((b"content-length", b"%d" % len(body)))
+        if all(name.lower() != b"date" for name, _ in fields):
+            fields.append((b"date", formatdate(usegmt=True).encode("ascii")))
+        fields.append((b"connection", b"close"))
+        head = checked_head([status_line(status, None), *(b"%b: %b" % field for field in fields)])
+        self.handshake_complete = self.close_sent = True
+        self.transport.write(head + body)
         self.transport.close()
 
 

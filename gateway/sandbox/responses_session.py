@@ -18,6 +18,7 @@ _ENVELOPE = ("type", "stream_id", "generate")
 class ResponsesSession:
     def __init__(self, stock: Stock) -> None:
         self._stock = stock
+        self._last_id: str | None = None
 
     def greeting(self) -> list[Json]:
         return []
@@ -43,7 +44,8 @@ class ResponsesSession:
         if refusal := refusal_by(fields.raw("model")):
             raise refusal
         call = Call("POST", (), {}, fields, (), seed_of(_PATH, fields.values, ()))
-        response = respond(call, self._stock)
+        response = respond(call, self._stock, last_id=self._last_id)
+        self._last_id = response["id"]
         if event.get("generate") is False:
             response = _prepared_only(response)
         return events_of(response), manner_of(fields.raw("model"))

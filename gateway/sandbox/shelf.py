@@ -11,6 +11,8 @@ from gateway.sandbox.wire import Json
 
 T = TypeVar("T")
 MIB = 1024 * 1024
+# What an error says of something that is not here: another worker may have it.
+KEPT_BY_WORKER = "The sandbox keeps each in the memory of one worker."
 
 
 class Shelf(Generic[T]):

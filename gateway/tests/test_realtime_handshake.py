@@ -17,7 +17,7 @@ from websockets.utils import accept_key
 
 from gateway.tests.calls import LEFT_WITHIN_S, PATIENCE_S
 from gateway.tests.fake_realtime import RealtimeUpstream
-from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate, raw_answer
 from gateway.tests.live import LiveProxy
 from gateway.tests.raw_client import RawClient
 from gateway.tests.sockets import (
@@ -62,6 +62,43 @@ async def test_path_and_query_arrive_byte_for_byte(proxy: LiveProxy, upstream: R
     with RawSocket(proxy, target) as client:
         client.opened()
     assert [request.path for request in upstream.requests] == [target]
+
+
+async def test_a_target_in_absolute_form_goes_where_its_path_says(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
+    with RawSocket(proxy, "http://elsewhere.example/v1/realtime?model=m") as client:
+        client.opened()
+    (request,) = upstream.requests
+    assert (request.path, request.headers["host"]) == ("/v1/realtime?model=m", upstream.url.removeprefix("http://"))
+
+
+@pytest.mark.parametrize("offers", [["h2c, websocket"], ["h2c", "websocket"], ["websocket", "h2c"], ["WebSocket,"]])
+async def test_a_websocket_may_be_one_offer_of_several(
+    proxy: LiveProxy, upstream: RealtimeUpstream, offers: list[str]
+) -> None:
+    with RawClient(proxy) as client:
+        fields = ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+        client.request("GET", "/v1/realtime", "Connection: Upgrade", *(f"Upgrade: {one}" for one in offers), *fields)
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    assert [request.headers.get_all("upgrade") for request in upstream.requests] == [["websocket"]]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Authorization: Bearer sk-sandbox",
+        "Authorization: Basic OnNrLXNhbmRib3g=",
+        "Authorization: sk-sandbox",
+        "api-key: sk-sandbox",
+        "x-api-key: sk-sandbox",
+    ],
+)
+async def test_the_sandbox_answers_to_its_key_in_whichever_field(
+    proxy: LiveProxy, upstream: RealtimeUpstream, field: str
+) -> None:
+    with RawSocket(proxy, "/v1/realtime?model=m", field) as client:
+        client.opened()
+        assert b'"session.created"' in client.next_but_pings()[1]
+    assert not upstream.requests
 
 
 async def test_headers_arrive_without_those_of_this_hop(proxy: LiveProxy, upstream: RealtimeUpstream) -> None:
@@ -110,7 +147,7 @@ async def test_subprotocols_go_up_in_order_and_the_choice_comes_back(
         ("/admin/", 404, "unknown_url"),
         ("/v2/realtime", 404, "unknown_url"),
         ("/v1x", 404, "unknown_url"),
-        ("http://evil.example/v1/realtime", 404, "unknown_url"),
+        ("http://evil.example/v2/realtime", 404, "unknown_url"),
         ("/v1/../admin", 400, "path_refused"),
         ("/v1/%2e%2e/admin", 400, "path_refused"),
         ("/v1/realtime#x", 400, "bad_request"),
@@ -237,6 +274,28 @@ async def test_a_refusal_reaches_the_client_as_it_came(
     assert (answer.value("content-type"), answer.value("x-request-id")) == ("application/json", "req_2")
     assert (answer.value("retry-after"), answer.value("location")) == ("7", "ws://127.0.0.1:1/elsewhere")
     assert answer.value("set-cookie") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
+        (b"HTTP/1.1 403 No\r\nX-A: b\r\nContent-Length: 0\r\n\r\n", b""),
+        (b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", b""),
+        (b"HTTP/1.1 304 Not Modified\r\nX-A: b\r\n\r\n", b""),
+    ],
+)
+async def test_a_refusal_says_of_its_body_what_the_upstream_said(
+    bare_proxy: LiveProxy, wire: FakeUpstream, answer: bytes, body: bytes
+) -> None:
+    wire.script = raw_answer(answer)
+    with RawSocket(bare_proxy) as client:
+        refused = client.answer()
+        assert client.read_to_end() == b""
+    assert (refused.status, refused.body) == (int(answer[9:12]), body)
+    assert (refused.value("x-a"), refused.value("content-type")) == ("b", None)
+    length = None if refused.status in (204, 304) else str(len(body))
+    assert (refused.value("content-length"), refused.value("connection")) == (length, "close")
 
 
 async def test_a_refusal_may_be_chunked(bare_proxy: LiveProxy, wire: FakeUpstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import httpx2 as httpx
@@ -65,6 +66,42 @@ def _said(message: dict[str, Any]) -> str:
 
 def _tool_text(call: dict[str, Any]) -> str:
     return call.get("function", {}).get("arguments", "") + call.get("custom", {}).get("input", "")
+
+
+async def test_chat_says_how_likely_each_token_was_and_streamed_the_same(http: httpx.AsyncClient) -> None:
+    asked = {"model": "m", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
+    whole = (await http.post("/v1/chat/completions", json=asked)).json()
+    strictly(ChatCompletion, whole)
+    choice = whole["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert "".join(one["token"] for one in content) == choice["message"]["content"]
+    assert b"".join(bytes(one["bytes"]) for one in content).decode() == choice["message"]["content"]
+    for one in content:
+        first, second = one["top_logprobs"]
+        assert (first["token"], first["logprob"]) == (one["token"], one["logprob"])
+        assert math.exp(first["logprob"]) + math.exp(second["logprob"]) <= 1
+    chunks = events_in((await http.post("/v1/chat/completions", json=asked | {"stream": True})).text)
+    told = [strictly(ChatCompletionChunk, chunk).choices[0].logprobs for chunk in chunks]
+    assert [one.to_dict() for logprobs in told if logprobs for one in logprobs.content] == content
+    plain = (await http.post("/v1/chat/completions", json=asked | {"top_logprobs": None})).json()
+    assert all(one["top_logprobs"] == [] for one in plain["choices"][0]["logprobs"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("route", "options", "param"),
+    [
+        ("chat/completions", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs"),
+        ("chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 20, "n": 128}, "logprobs"),
+        ("completions", {"prompt": "x", "logprobs": 6}, "logprobs"),
+        ("completions", {"prompt": "x " * 60_000, "echo": True, "logprobs": 0}, "logprobs"),
+    ],
+)
+async def test_logprobs_that_are_not_to_be_had_are_a_400(
+    http: httpx.AsyncClient, route: str, options: dict[str, Any], param: str
+) -> None:
+    answer = await http.post(f"/v1/{route}", json={"model": "m", **options})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 async def test_usage_stays_out_of_a_stream_that_did_not_ask(http: httpx.AsyncClient) -> None:
@@ -223,3 +260,24 @@ async def test_completions_echo_and_stop(sdk: AsyncOpenAI) -> None:
     stopped = await sdk.completions.create(model="m", prompt="Once upon", stop="said", max_tokens=50)
     assert stopped.choices[0].text == "You "
     assert echoed.usage.prompt_tokens == 3
+
+
+@pytest.mark.parametrize("top", [0, 2])
+async def test_completions_say_how_likely_each_token_was_and_streamed_the_same(
+    http: httpx.AsyncClient, top: int
+) -> None:
+    asked = {"model": "m", "prompt": "Grüße 你好 👋", "echo": True, "logprobs": top}
+    whole = (await http.post("/v1/completions", json=asked)).json()
+    strictly(Completion, whole)
+    text, logprobs = whole["choices"][0]["text"], whole["choices"][0]["logprobs"]
+    tokens = logprobs["tokens"]
+    assert "".join(tokens) == text
+    assert all(text.startswith(*place) for place in zip(tokens, logprobs["text_offset"], strict=True))
+    likeliest = [{token: logprob} for token, logprob in zip(tokens, logprobs["token_logprobs"], strict=True)]
+    if top:
+        assert [len(one) for one in logprobs["top_logprobs"]] == [top] * len(tokens)
+        assert all(one.items() <= two.items() for one, two in zip(likeliest, logprobs["top_logprobs"], strict=True))
+    chunks = events_in((await http.post("/v1/completions", json=asked | {"stream": True})).text)
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    for name, values in logprobs.items():
+        assert [value for one in told if one for value in one[name] or ()] == (values or [])

@@ -329,3 +329,13 @@ async def test_responses_over_a_websocket_name_their_lane() -> None:
     assert events[-1]["response"]["output"] == []
     await connection.send("nonsense")
     strictly(ResponsesServerEvent, json.loads(await connection.recv()))
+
+
+async def test_a_response_over_a_websocket_goes_on_from_its_last_though_it_is_not_stored() -> None:
+    connection = await connect_realtime(b"/v1/responses", [], pace=NO_PAUSE)
+    create = {"type": "response.create", "model": "m", "input": "x", "store": False}
+    first = (await told(connection, create))[-1]["response"]["id"]
+    second = (await told(connection, create | {"previous_response_id": first}))[-1]["response"]["id"]
+    assert second != first
+    await connection.send(json.dumps(create | {"previous_response_id": first}))
+    assert json.loads(await connection.recv())["error"]["code"] == "previous_response_not_found"

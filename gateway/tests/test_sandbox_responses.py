@@ -17,7 +17,7 @@ from gateway.tests.sandbox_clients import WEATHER, events_in, strictly
     "options",
     [
         {},
-        {"instructions": "Be kind.", "previous_response_id": "resp_before", "metadata": {"a": "b"}},
+        {"instructions": "Be kind.", "metadata": {"a": "b"}},
         {"max_output_tokens": 3},
         {"text": {"format": {"type": "json_schema", "name": "w", "schema": WEATHER["parameters"]}}},
         {"tools": [{"type": "function", "strict": True, **WEATHER}]},
@@ -99,3 +99,20 @@ async def test_256_responses_are_kept_the_newest(http: httpx.AsyncClient) -> Non
     ]
     statuses = [(await http.get(f"/v1/responses/{name}")).status_code for name in (made[0], made[1], made[256])]
     assert statuses == [404, 200, 200]
+
+
+async def test_a_response_goes_on_from_one_that_is_kept_and_from_no_other(sdk: AsyncOpenAI) -> None:
+    first = await sdk.responses.create(model="m", input="Hello")
+    second = await sdk.responses.create(model="m", input="And then?", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    await sdk.responses.delete(first.id)
+    with pytest.raises(openai.BadRequestError, match=f"Previous response with id '{first.id}' not found") as caught:
+        await sdk.responses.create(model="m", input="And then?", previous_response_id=first.id)
+    assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+async def test_who_asks_for_what_another_worker_may_have_is_told_so(sdk: AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="in the memory of one worker"):
+        await sdk.responses.retrieve("resp_of_another")
+    with pytest.raises(openai.NotFoundError, match="in the memory of one worker"):
+        await sdk.files.retrieve("file-of-another")

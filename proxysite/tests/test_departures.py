@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,17 @@ from websockets.asyncio.server import ServerConnection
 
 from gateway.tests.calls import LEFT_WITHIN_S
 from gateway.tests.fake_realtime import RealtimeUpstream
-from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate, raw_answer
 from gateway.tests.live import PATIENCE_S, LiveProxy
 from gateway.tests.raw_client import RawClient
+from gateway.tests.sockets import RawSocket
 
 WAITING = b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n"
 UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
 # More than the proxy reads ahead, less than this machine takes in for it.
 BODY_BYTES = 1 << 20
+# An answer that is passed on at once.
+WHOLE_BYTES = 150_000
 
 
 def leave(client: RawClient, how: str) -> None:
@@ -142,6 +145,88 @@ def connections_to(port: int) -> set[str]:
     """Return the near ends of the established connections to a port of this machine."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {line[1] for line in lines if int(line[2].split(":")[1], 16) == port and line[3] == "01"}
+
+
+def test_a_client_that_half_closes_and_does_not_read_is_gone(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:
+    sent_bytes = 0
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal sent_bytes
+        await exchange.start_stream()
+        with contextlib.suppress(OSError):
+            while True:
+                await exchange.events({"text": "x" * 8192}, done=False)
+                sent_bytes += 8192
+        upstream.signals.put("gone")
+
+    upstream.script = script
+    with RawClient(own_proxy) as client:
+        client.get()
+        client.read_until(b"\n\n")
+        wait_until_it_stays(lambda: sent_bytes)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert upstream.signals.get(timeout=LEFT_WITHIN_S) == "gone"
+
+
+def test_a_client_of_a_session_that_half_closes_and_does_not_read_is_gone() -> None:
+    sent = 0
+
+    async def script(websocket: ServerConnection) -> None:
+        nonlocal sent
+        while True:
+            await websocket.send(b"x" * 8192)
+            sent += 1
+
+    with (
+        RealtimeUpstream(script) as upstream,
+        LiveProxy(UPSTREAM_URL=upstream.url) as proxy,
+        RawSocket(proxy).opened() as client,
+    ):
+        wait_until_it_stays(lambda: sent)
+        client.socket.shutdown(socket.SHUT_WR)
+        upstream.closed.get(timeout=LEFT_WITHIN_S)
+
+
+def wait_until_it_stays(read: Callable[[], int]) -> None:
+    value, since = 0, time.monotonic()
+    while time.monotonic() - since < 0.5 or not value:
+        if read() != value:
+            value, since = read(), time.monotonic()
+        time.sleep(0.02)
+
+
+def test_what_is_left_of_a_whole_answer_reaches_a_client_that_has_half_closed(upstream: FakeUpstream) -> None:
+    body = b"x" * WHOLE_BYTES
+    upstream.script = raw_answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    with LiveProxy(UPSTREAM_URL=upstream.url, JOURNAL_FLUSH_SECONDS="0.1") as proxy, NarrowClient(proxy) as client:
+        client.get()
+        proxy.wait_for_rows("SELECT 1 FROM billing_usagerecord WHERE outcome = 'completed'", 1)
+        assert sum(bytes_under_way(client, proxy)) < len(body)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.answer().body == body
+
+
+class NarrowClient(RawClient):
+    """One to which this machine has little under way."""
+
+    def __init__(self, proxy: LiveProxy) -> None:
+        super().__init__(proxy)
+        self.socket.close()
+        self.socket = socket.socket()
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        self.socket.connect(("127.0.0.1", proxy.port))
+
+
+def bytes_under_way(client: RawClient, proxy: LiveProxy) -> Iterator[int]:
+    """Yield what this machine holds of what the proxy has sent: at its end, and at the client's."""
+    ends = [proxy.port, client.socket.getsockname()[1]]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        ports = [int(end.split(":")[1], 16) for end in (local, remote)]
+        if sorted(ports) == sorted(ends):
+            yield int(queues.split(":")[ports[0] != proxy.port], 16)
 
 
 def test_connections_that_were_watched_leave_no_descriptor_behind(own_proxy: LiveProxy, upstream: FakeUpstream) -> None:

@@ -80,6 +80,15 @@ def test_findings_are_printed_with_their_cures(sound: LiveProxy) -> None:
         [
             (
                 "settings",
+                "warning",
+                "Set UPSTREAM_URL=http://127.0.0.1:9/openai",
+                {"UPSTREAM_URL": "http://127.0.0.1:9/openai/v1/chat/completions"},
+            ),
+            ("upstream", "error", "cannot be connected to", {}),
+        ],
+        [
+            (
+                "settings",
                 "error",
                 "gateway.E001",
                 {"WORKERS": "4", "REDIS_URL": "", "ADDRESS_CONCURRENT_STREAMS": "5"},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
+
+import pytest
 
 from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate
 from gateway.tests.live import LiveProxy, wait_until
@@ -62,3 +65,27 @@ def test_a_stop_tells_who_has_yet_to_send_a_body_that_nothing_comes_of_it() -> N
             answer = client.answer()
         assert answer.status == 503
         assert b"restarting" in answer.body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Content-Length: 2\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+)
+def test_an_answer_ahead_of_its_request_s_body_says_that_the_connection_ends(
+    own_proxy: LiveProxy, upstream: FakeUpstream, answer: bytes
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\n" + answer)
+        await exchange.wait_until_client_leaves()
+
+    upstream.script = script
+    with RawClient(own_proxy) as client:
+        client.request("POST", "/v1/files", "Content-Length: 1000000")
+        client.send(b"x" * 100_000)
+        told = client.answer()
+        assert (told.status, told.end, told.value("connection")) == (200, "whole", "close")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.read_to_end() == b""

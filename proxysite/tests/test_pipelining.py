@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.tests.fake_upstream import FakeUpstream
+from gateway.tests.fake_upstream import Exchange, FakeUpstream, Gate, echo
 from gateway.tests.live import LiveProxy
 from gateway.tests.raw_client import RawClient
 
@@ -77,6 +77,31 @@ def test_an_unknown_method_behind_another_request_is_answered_with_it(
         assert [client.answer().status for _ in range(4)] == [200] * 4
     methods = ["GET", method, "GET", method]
     assert [(r.method, r.target) for r in upstream.requests] == [(m, f"/v1/{n}") for n, m in enumerate(methods, 1)]
+
+
+@pytest.mark.parametrize("line", [b"FROB /v1/b HTTP/1.1", "GET /v1/b?é HTTP/1.1".encode()])
+@pytest.mark.parametrize("part_bytes", [1 << 20, 5])
+def test_what_the_parser_does_not_know_may_stand_behind_the_rest_of_a_body(
+    own_proxy: LiveProxy, upstream: FakeUpstream, line: bytes, part_bytes: int
+) -> None:
+    begun = Gate()
+
+    async def script(exchange: Exchange) -> None:
+        begun.open()
+        await echo(exchange)
+
+    upstream.script = script
+    with RawClient(own_proxy) as client:
+        client.send(b"POST /v1/a HTTP/1.1\r\nHost: h\r\nContent-Length: 8\r\n\r\nGET ")
+        assert begun.wait_in_thread()  # so this part has been read by itself
+        send(client, b"/v1/" + line + b"\r\nHost: h\r\n\r\n" + GET % 1, part_bytes)
+        assert [client.answer().status for _ in range(3)] == [200, 200, 200]
+    method, target, _ = line.decode("latin-1").split(" ")
+    assert [(request.method, request.target, bytes(request.body)) for request in upstream.requests] == [
+        ("POST", "/v1/a", b"GET /v1/"),
+        (method, target, b""),
+        ("GET", "/v1/1", b""),
+    ]
 
 
 def test_an_unknown_method_is_found_however_many_heads_have_come_in_two_parts_before_it(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gateway.sandbox.fields import Fields, missing
+from gateway.sandbox.fields import Fields, missing, wrong_value
+from gateway.sandbox.logprobs import chat_logprobs, check_logprobs
 from gateway.sandbox.replies import (
     Said,
     cut_text,
@@ -21,6 +22,7 @@ from gateway.sandbox.tools import MOST_TOOLS, ToolCall, call_for
 from gateway.sandbox.wire import CREATED, DONE, Answer, Call, Json, encode, event_stream, json_answer, sse
 
 MOST_CHOICES = 128
+_MOST_TOP_LOGPROBS = 20
 # Shared by the choices of a request, so that a stream has an end in sight whatever `n` is.
 PIECES_PER_STREAM = 40
 
@@ -45,11 +47,14 @@ def create(call: Call, stock: Stock) -> Answer:
         raise missing("messages")
     conversation = read_messages(fields.items("messages"))
     choices = _choices(fields, model, last_asked(conversation), spoke_last=conversation[-1])
+    top = _top_logprobs(fields)
+    check_logprobs((choice.text for choice in choices), top)
     usage = usage_of(_prompt_tokens(fields, conversation), sum(choice.tokens for choice in choices))
     if fields.flag("stream"):
         include_usage = bool(fields.mapping("stream_options").get("include_usage"))
-        return event_stream(_stream(call, model, choices, usage if include_usage else None))
-    return json_answer(_head(call, model, "chat.completion") | {"choices": _whole(call, choices), "usage": usage})
+        return event_stream(_stream(call, model, choices, usage if include_usage else None, top))
+    whole = _whole(call, choices, top)
+    return json_answer(_head(call, model, "chat.completion") | {"choices": whole, "usage": usage})
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> Json:
@@ -87,6 +92,16 @@ def _choices(fields: Fields, model: str, asked: Said, *, spoke_last: Said) -> li
     return [Choice(*cut_text(text, stops, limit)) for text in texts]
 
 
+def _top_logprobs(fields: Fields) -> int | None:
+    """Return how many of the likeliest tokens are wanted in each place, None where no logprobs are."""
+    top = fields.whole("top_logprobs", least=0, most=_MOST_TOP_LOGPROBS)
+    if fields.flag("logprobs"):
+        return top or 0
+    if top is not None:
+        raise wrong_value("top_logprobs", "only allowed when 'logprobs' is true.")
+    return None
+
+
 def _format(fields: Fields) -> Json:
     form = fields.mapping("response_format")
     inner = Fields(form).mapping("json_schema")
@@ -104,12 +119,12 @@ def _head(call: Call, model: str, kind: str) -> Json:
     }
 
 
-def _whole(call: Call, choices: list[Choice]) -> list[Json]:
+def _whole(call: Call, choices: list[Choice], top: int | None) -> list[Json]:
     return [
         {
             "index": index,
             "message": _message(call, index, choice),
-            "logprobs": None,
+            "logprobs": chat_logprobs(choice.text, top) if choice.text else None,
             "finish_reason": choice.finish_reason,
         }
         for index, choice in enumerate(choices)
@@ -129,13 +144,15 @@ def _tool_call(call: Call, index: int, tool_call: ToolCall, text: str) -> Json:
     return {"id": call.id("call_", index), "type": kind, kind: {"name": tool_call.name, key: text}}
 
 
-def _stream(call: Call, model: str, choices: list[Choice], usage: Json | None) -> Iterator[bytes]:
+def _stream(call: Call, model: str, choices: list[Choice], usage: Json | None, top: int | None) -> Iterator[bytes]:
     """Yield the events; with `usage` every chunk has the key, null but in the last."""
     head = _head(call, model, "chat.completion.chunk")
     tail: Json = {} if usage is None else {"usage": None}
     for index, choice in enumerate(choices):
         for delta in _deltas(call, index, choice, at_most=max(4, PIECES_PER_STREAM // len(choices))):
-            part = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            text = delta.get("content")
+            logprobs = chat_logprobs(text, top) if text else None
+            part = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
             yield sse(head | {"choices": [part]} | tail)
         last = {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
         yield sse(head | {"choices": [last]} | tail)

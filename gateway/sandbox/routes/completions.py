@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.sandbox.fields import MOST_ITEMS, Fields, missing, too_many, wrong_type, wrong_value
+from gateway.sandbox.logprobs import check_logprobs, completion_logprobs
 from gateway.sandbox.replies import Said, cut_text, reply_to, stops_of
 from gateway.sandbox.routes.chat import MOST_CHOICES, PIECES_PER_STREAM, usage_of
 from gateway.sandbox.shelf import Stock
@@ -14,6 +15,7 @@ from gateway.sandbox.wire import CREATED, DONE, Answer, Call, Json, event_stream
 
 _MOST_ECHOED_TOKENS = 500_000
 _MOST_TOKENS_IN_LIST = 300_000
+_MOST_TOP_LOGPROBS = 5
 _Finished = tuple[str, str]  # text, finish_reason
 
 
@@ -29,10 +31,14 @@ def create(call: Call, stock: Stock) -> Answer:
         raise wrong_value("echo", f"the sandbox echoes at most {_MOST_ECHOED_TOKENS} tokens, prompts times n.")
     choices, completion_tokens = _choices(fields, model, prompts, count)
     usage = usage_of(prompt_tokens, completion_tokens)
+    top = fields.whole("logprobs", least=0, most=_MOST_TOP_LOGPROBS)
+    check_logprobs((text for text, _ in choices), top)
     if fields.flag("stream"):
         include_usage = bool(fields.mapping("stream_options").get("include_usage"))
-        return event_stream(_stream(call, model, choices, usage if include_usage else None))
-    whole = [_choice(index, text, reason) for index, (text, reason) in enumerate(choices)]
+        return event_stream(_stream(call, model, choices, usage if include_usage else None, top))
+    whole = [
+        _choice(index, text, reason, completion_logprobs(text, top)) for index, (text, reason) in enumerate(choices)
+    ]
     return json_answer(_head(call, model) | {"choices": whole, "usage": usage})
 
 
@@ -92,16 +98,19 @@ def _head(call: Call, model: str) -> Json:
     }
 
 
-def _choice(index: int, text: str, reason: str | None) -> Json:
-    return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, text: str, reason: str | None, logprobs: Json | None = None) -> Json:
+    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _stream(call: Call, model: str, choices: list[_Finished], usage: Json | None) -> Iterator[bytes]:
+def _stream(call: Call, model: str, choices: list[_Finished], usage: Json | None, top: int | None) -> Iterator[bytes]:
     head = _head(call, model)
     tail: Json = {} if usage is None else {"usage": None}
     for index, (text, reason) in enumerate(choices):
+        offset = 0
         for piece in pieces_of(text, at_most=max(4, PIECES_PER_STREAM // len(choices))):
-            yield sse(head | {"choices": [_choice(index, piece, None)]} | tail)
+            logprobs = completion_logprobs(piece, top, offset=offset)
+            yield sse(head | {"choices": [_choice(index, piece, None, logprobs)]} | tail)
+            offset += len(piece)
         yield sse(head | {"choices": [_choice(index, "", reason)]} | tail)
     if usage is not None:
         yield sse(head | {"choices": [], "usage": usage})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.sandbox.fields import SandboxError, wrong_value
-from gateway.sandbox.shelf import MIB, Stock, StoredFile
+from gateway.sandbox.shelf import KEPT_BY_WORKER, MIB, Stock, StoredFile
 from gateway.sandbox.wire import CREATED, Answer, Call, json_answer
 
 MOST_FILE_BYTES = 4 * MIB
@@ -90,7 +90,7 @@ def _stored(call: Call, stock: Stock) -> StoredFile:
     name = call.arguments[0]
     file = stock.files.get(name)
     if file is None:
-        raise SandboxError(404, f"No such File object: {name[:200]}", param="id")
+        raise SandboxError(404, f"No such File object: {name[:200]}. {KEPT_BY_WORKER}", param="id")
     return file
 
 

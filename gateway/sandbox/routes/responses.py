@@ -7,7 +7,7 @@ from typing import Any
 from gateway.sandbox.fields import MOST_ITEMS, Fields, SandboxError, missing, too_many, wrong_type, wrong_value
 from gateway.sandbox.replies import Said, cut_text, read_content, reply_to, structured_reply
 from gateway.sandbox.response_events import events_of
-from gateway.sandbox.shelf import MIB, Stock, StoredResponse
+from gateway.sandbox.shelf import KEPT_BY_WORKER, MIB, Stock, StoredResponse
 from gateway.sandbox.tokens import tokens_in
 from gateway.sandbox.tools import MOST_TOOLS, ToolCall, call_for
 from gateway.sandbox.wire import CREATED, Answer, Call, Json, encode, event_stream, json_answer, sse
@@ -43,10 +43,21 @@ def create(call: Call, stock: Stock) -> Answer:
     return json_answer(response)
 
 
-def respond(call: Call, stock: Stock) -> Json:
-    """Return the finished response, and store it unless `store` is false or it is too large to keep."""
+def respond(call: Call, stock: Stock, *, last_id: str | None = None) -> Json:
+    """Return the finished response, and store it unless `store` is false or it is too large to keep.
+
+    It may go on from a stored one, or from the session's last, of `last_id`. SandboxError 400 for any other.
+    """
     fields = call.fields
     model = fields.model()
+    previous = fields.text("previous_response_id")
+    if previous and previous != last_id and stock.responses.get(previous) is None:
+        raise SandboxError(
+            400,
+            f"Previous response with id '{previous[:200]}' not found. {KEPT_BY_WORKER}",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
     items = _input_items(fields.raw("input"))
     conversation = [_read_item(item, f"input[{index}]") for index, item in enumerate(items)]
     if instructions := fields.text("instructions"):
@@ -111,7 +122,7 @@ def _stored(call: Call, stock: Stock) -> StoredResponse:
     name = call.arguments[0]
     found = stock.responses.get(name)
     if found is None:
-        raise SandboxError(404, f"Response with id '{name[:200]}' not found.")
+        raise SandboxError(404, f"Response with id '{name[:200]}' not found. {KEPT_BY_WORKER}")
     return found
 
 
