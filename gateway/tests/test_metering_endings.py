@@ -168,27 +168,37 @@ def test_no_more_is_read_on_for_a_client_that_has_left_than_allowed(upstream: Fa
     assert 100_000 < read < 1_000_000
 
 
-@pytest.mark.parametrize("asks", [True, False])
+async def finish_without_usage(exchange: Exchange) -> None:
+    await exchange.read_body()
+    await exchange.start_stream()
+    finished = chunk("Yes", choices=[{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}])
+    await exchange.events(finished, done=False)
+
+
+def leave_behind_the_finish(proxy: LiveProxy, **options: object) -> None:
+    """Returns when the proxy has seen its client leave: it has answered another, who was there before."""
+    body = json.dumps({**CHAT, "stream": True, **options}).encode()
+    with RawClient(proxy) as other:
+        with RawClient(proxy) as client:
+            client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=body)
+            client.read_until(b'"stop"')
+        other.request("GET", "/healthz")
+        assert other.answer().status == 200
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}], ids=["spliced", "asked"])
 def test_who_leaves_when_only_the_usage_is_missing_saves_nothing(
-    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, asks: bool
+    metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger, options: dict[str, object]
 ) -> None:
     async def script(exchange: Exchange) -> None:
-        await exchange.read_body()
-        await exchange.start_stream()
-        finished = chunk("Yes", choices=[{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}])
-        await exchange.events(finished, done=False)
-        upstream.signals.put("finished")
+        await finish_without_usage(exchange)
         await left.wait()
         await exchange.events(chunk(usage=USAGE, choices=[]))
         await exchange.end_stream()
 
     left = asyncio.Event()
     upstream.script = script
-    body = {**CHAT, "stream": True, **({"stream_options": {"include_usage": True}} if asks else {})}
-    with RawClient(metered) as client:
-        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=json.dumps(body).encode())
-        client.read_until(b'"stop"')
-    assert metered.get("/healthz").status_code == 200
+    leave_behind_the_finish(metered, **options)
     upstream.loop.call_soon_threadsafe(left.set)
     assert ledger.new()[0][2:8] == (200, "client_closed", "upstream", 60, 40, 30)
 
@@ -197,17 +207,11 @@ def test_an_upstream_that_never_says_its_usage_is_left_soon(
     metered: LiveProxy, upstream: FakeUpstream, ledger: Ledger
 ) -> None:
     async def script(exchange: Exchange) -> None:
-        await exchange.read_body()
-        await exchange.start_stream()
-        finished = chunk("Yes", choices=[{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}])
-        await exchange.events(finished, done=False)
+        await finish_without_usage(exchange)
         await exchange.wait_until_client_leaves()
 
     upstream.script = script
-    with RawClient(metered) as client:
-        body = json.dumps({**CHAT, "stream": True}).encode()
-        client.request("POST", "/v1/chat/completions", "Content-Type: application/json", body=body)
-        client.read_until(b'"stop"')
+    leave_behind_the_finish(metered)
     assert ledger.new()[0][2:5] == (200, "client_closed", "estimated")
 
 

@@ -139,9 +139,7 @@ class PeriodicTaskAdmin(beat_admin.PeriodicTaskAdmin, ListAdmin):
     def enable(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
         if not confirm.is_confirmed(request):
             explanation = _("From now on these tasks run as they are scheduled:")
-            return confirm.question(
-                self, request, tasks, action="enable", title=_("Enable tasks"), explanation=explanation
-            )
+            return self._question(request, tasks, "enable", _("Enable tasks"), explanation)
         count = self._turn(request, tasks, is_on=True)
         self.message_user(request, ngettext("%d task enabled.", "%d tasks enabled.", count) % count, messages.SUCCESS)
         return None
@@ -150,9 +148,7 @@ class PeriodicTaskAdmin(beat_admin.PeriodicTaskAdmin, ListAdmin):
     def disable(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
         if not confirm.is_confirmed(request):
             explanation = _("From now on these tasks run no more, until they are enabled again:")
-            return confirm.question(
-                self, request, tasks, action="disable", title=_("Disable tasks"), explanation=explanation
-            )
+            return self._question(request, tasks, "disable", _("Disable tasks"), explanation)
         count = self._turn(request, tasks, is_on=False)
         self.message_user(request, ngettext("%d task disabled.", "%d tasks disabled.", count) % count, messages.SUCCESS)
         return None
@@ -161,7 +157,7 @@ class PeriodicTaskAdmin(beat_admin.PeriodicTaskAdmin, ListAdmin):
     def run(self, request: HttpRequest, tasks: QuerySet[PeriodicTask]) -> Any:
         if not confirm.is_confirmed(request):
             explanation = _("Each of these tasks runs once now, whatever its schedule says:")
-            return confirm.question(self, request, tasks, action="run", title=_("Run tasks"), explanation=explanation)
+            return self._question(request, tasks, "run", _("Run tasks"), explanation)
         self.celery_app.loader.import_default_modules()
         for task in tasks:
             known = self.celery_app.tasks.get(task.task)
@@ -172,6 +168,9 @@ class PeriodicTaskAdmin(beat_admin.PeriodicTaskAdmin, ListAdmin):
             self.log_change(request, task, gettext_noop("run by hand"))
             self.message_user(request, _("%(name)s is started.") % {"name": task.name}, messages.SUCCESS)
         return None
+
+    def _question(self, request: HttpRequest, tasks: QuerySet[PeriodicTask], action: str, title: Any, why: Any) -> Any:
+        return confirm.question(self, request, tasks, action=action, title=title, explanation=why)
 
     def _turn(self, request: HttpRequest, tasks: QuerySet[PeriodicTask], *, is_on: bool) -> int:
         """Return how many were not so already; each of them is written down."""
